@@ -1,0 +1,102 @@
+# Orderstream. `make` lists what there is to do; `make run` starts everything.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+PY := $(VENV)/bin/python
+SERVICES := checkout email analytics warehouse
+SOURCES := shared services deploy tests
+
+# services/email would shadow the standard library's email package if a script's own folder came first on
+# the path, so it never does; the repository root is named instead.
+export PYTHONSAFEPATH := 1
+export PYTHONPATH := $(CURDIR)
+
+# Changes when the lock changes or the working copy moves (scripts in .venv carry its path).
+STAMP = $$(cksum < requirements.lock) $(CURDIR)
+LOCKED = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  \033[36m%-9s\033[0m %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: ## Create .venv and install what the lock names (done by every other target)
+	@stamp="$(STAMP)"; \
+	if [ -x $(PY) ] && [ "$$(cat $(VENV)/installed 2>/dev/null)" = "$$stamp" ]; then exit 0; fi; \
+	for python in python3.14 python3.13 python3.12 python3.11 python3 python; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			exec $$python -m deploy.local.install $(VENV) "$$stamp"; \
+		fi; \
+	done; \
+	echo "Orderstream needs Python 3.11 or newer and found none on PATH: install one (apt install python3)." >&2; \
+	exit 1
+
+.PHONY: run
+run: install ## Start everything in the foreground; Ctrl-C stops it
+	@exec $(PY) -m deploy.local run
+
+.PHONY: up
+up: install ## Start everything in the background, return when all are ready
+	@$(PY) -m deploy.local up
+
+.PHONY: down
+down: install ## Stop what `up` or `run` started; state and data are kept
+	@$(PY) -m deploy.local down
+
+.PHONY: reset
+reset: install ## Stop, and delete all local data
+	@$(PY) -m deploy.local reset
+
+.PHONY: status
+status: install ## Show what runs where
+	@$(PY) -m deploy.local status
+
+.PHONY: demo
+demo: install ## Put one order through the running platform and show what happens to it
+	@$(PY) -m deploy.local demo
+
+.PHONY: test
+test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
+	@$(PY) -m pytest $(ARGS)
+
+.PHONY: check
+check: lint types imports dependencies test ## Everything that CI checks
+
+.PHONY: lint
+lint: install ## Look for mistakes and unformatted code
+	@$(PY) -m ruff check --quiet $(SOURCES)
+	@$(PY) -m ruff format --quiet --check $(SOURCES) || { echo "Not formatted: run make format." >&2; exit 1; }
+
+.PHONY: format
+format: install ## Format the code, fix what can be fixed by itself
+	@$(PY) -m ruff check --quiet --fix-only $(SOURCES)
+	@$(PY) -m ruff format --quiet $(SOURCES)
+
+.PHONY: types
+types: install ## Check the types
+	@$(PY) -m mypy
+
+.PHONY: imports
+imports: install ## Check who may import whom
+	@$(VENV)/bin/lint-imports --no-logo 2>/dev/null
+
+.PHONY: dependencies
+dependencies: install ## Check that what is imported is declared, and nothing else
+	@$(VENV)/bin/deptry .
+
+.PHONY: lock
+lock: install ## Write the lock files anew; ARGS=--upgrade raises the versions
+	@$(LOCKED) $(ARGS) --output-file requirements.lock requirements.in
+	@for name in $(SERVICES); do \
+		$(LOCKED) --upgrade --constraint requirements.lock \
+			--output-file services/$$name/requirements.lock services/$$name/requirements.in || exit 1; \
+	done
+
+.PHONY: clean
+clean: ## Delete .venv and caches (local data stays: that is `make reset`)
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov
+	@find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""How Orderstream is started and operated, on one machine and on many."""

@@ -1,0 +1,1 @@
+"""The local platform: real servers, sandboxes and the four services on one machine."""
