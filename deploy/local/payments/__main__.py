@@ -1,0 +1,53 @@
+"""`python -m deploy.local.payments` serves the payment sandbox until SIGTERM."""
+
+import gc
+import sys
+
+import uvicorn
+
+from deploy.local.payments.app import Sandbox
+from deploy.local.payments.connection import ResettableProtocol
+from deploy.local.payments.journal import Journal, JournalError
+from deploy.local.payments.ledger import Ledger
+from deploy.local.payments.settings import Settings, SettingsError, read_settings
+
+# Every charge stays in memory. With Python's defaults the collector would walk all of them again and again, for
+# pauses of a second at a million charges, and nothing here makes cycles worth finding.
+GC_THRESHOLDS = (50_000, 50, 1_000)
+
+
+def main() -> int:
+    try:
+        settings = read_settings()
+        journal = Journal(settings.ledger)
+        ledger = Ledger(journal)
+        ledger.replay()
+    except (SettingsError, JournalError, OSError) as error:
+        sys.stderr.write(f"payment sandbox: {error}\n")
+        return 1
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+    serve(settings, ledger)
+    journal.close()
+    return 0
+
+
+def serve(settings: Settings, ledger: Ledger) -> None:
+    sys.stdout.write(f"payment sandbox: http://{settings.host}:{settings.port} ({len(ledger.intents)} payments)\n")
+    sys.stdout.flush()
+    uvicorn.run(
+        Sandbox(ledger, settings.secret_key),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        http=ResettableProtocol,
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
