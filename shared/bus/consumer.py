@@ -1,0 +1,286 @@
+"""The consumer: reads a service's streams into its ledger, and takes up what it or a peer left open.
+
+Redis only ever holds what the ledger does not have yet: the transaction commits, then the entry is acknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import structlog
+from typing_extensions import override
+
+from shared.bus.delivery import Arrival
+from shared.bus.relay import relay_board, settled_board
+from shared.bus.streams import stream_name
+from shared.runtime import metrics
+from shared.runtime.errors import Action, Outage, classify
+from shared.runtime.supervision import Family, Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from shared.bus.delivery import Deliverer
+    from shared.bus.ledger import Control
+    from shared.bus.streams import StreamEntry, Streams
+
+log = structlog.get_logger()
+
+BATCH = 500  # events per transaction
+SWEEP_S = 1.0  # how often entries left open by others are looked for
+CLAIM_IDLE_MS = 15_000  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
+FORGET_IDLE_MS = 3_600_000
+REPORT_S = 0.25
+STUCK_S = 3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
+ADVANCE_LIMIT = 50_000
+CONTROL_S = 0.5
+
+
+class Gate:
+    """Whether consuming may go on: paused by somebody (kept in the database) or by an outage (kept here)."""
+
+    def __init__(self, deliverer: Deliverer) -> None:
+        """Open until the database says otherwise."""
+        self._deliverer = deliverer
+        self._read_at = 0.0
+        self._outage_until = 0.0
+        self._outages = 0
+        self.control: Control | None = None
+
+    async def closed(self) -> bool:
+        """Whether nothing may be read or tried now."""
+        if monotonic() < self._outage_until:
+            return True
+        if self.control is None or monotonic() - self._read_at > CONTROL_S:
+            await self._look()
+        return bool(self.control and self.control.paused)
+
+    def outage(self) -> None:
+        """A dependency of the handlers is down: wait 1, 2, 4 … 30 s, then let one batch probe."""
+        self._outages += 1
+        self._outage_until = monotonic() + min(30.0, 2.0 ** (self._outages - 1))
+
+    def success(self) -> None:
+        """The handlers work."""
+        self._outages = 0
+
+    @property
+    def in_outage(self) -> bool:
+        """Whether the last thing known about the handlers' dependencies is that one is down."""
+        return self._outages > 0
+
+    async def _look(self) -> None:
+        async with self._deliverer.db.reading() as connection:
+            control = await self._deliverer.ledger.control(connection)
+        if self.control and self.control.paused and not control.paused:
+            self._deliverer.brake.release()
+        self.control, self._read_at = control, monotonic()
+        metrics.PAUSED.set(control.paused)
+
+
+class PartitionConsumer(Loop):
+    """Reads one stream."""
+
+    idle_s = 0.0  # the blocking read is the pause
+    paused_s = 0.5
+
+    def __init__(self, service: str, partition: int, name: str, streams: Streams, deliverer: Deliverer, gate: Gate) -> None:
+        """`name` must be unique among the replicas and the same after a restart."""
+        super().__init__(f"consumer-{service}-{partition}")
+        self._service = service
+        self._partition = partition
+        self._stream = stream_name(service, partition)
+        self._name = name
+        self._streams = streams
+        self._deliverer = deliverer
+        self._gate = gate
+        self._recovered = False
+        self._swept_at = 0.0
+        self._torn: set[str] = set()
+
+    @override
+    async def run_once(self) -> int:
+        """Take one batch through: recover if something broke, sweep if it is time, then read what is new."""
+        if await self._gate.closed():
+            await self.wait(self.paused_s)
+            return 1
+        if not self._recovered:
+            await self._recover()
+        if monotonic() - self._swept_at > SWEEP_S:
+            await self._sweep()
+        entries = await self._read()
+        if entries:
+            await self._deliver(entries)
+        return 1
+
+    @override
+    def failed(self, error: Exception) -> float:
+        # A cancelled or failed read loses its answer, not its entries: they are among the own open ones.
+        self._recovered = False
+        if isinstance(error, Outage):
+            self._gate.outage()
+            log.warning("outage, consuming pauses", loop=self.name, error=str(error))
+            return self.paused_s
+        if classify(error) is Action.REBUILD:
+            log.warning("stream or group is gone, taking it up again", loop=self.name, error=str(error)[:100])
+            return 0.05
+        return super().failed(error)
+
+    @override
+    async def finish(self) -> None:
+        with contextlib.suppress(Exception):  # Redis may be away; peers then claim after CLAIM_IDLE_MS instead
+            await self._streams.give_back(self._stream, self._service, self._name)
+
+    async def _read(self) -> list[StreamEntry]:
+        """A blocking read that `stop` interrupts."""
+        read = asyncio.ensure_future(self._streams.read_new(self._stream, self._service, self._name, BATCH))
+        woken = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({read, woken}, return_when=asyncio.FIRST_COMPLETED)
+            return read.result() if read.done() else []
+        finally:
+            woken.cancel()
+            if not read.done():
+                read.cancel()
+                await asyncio.wait({read})
+
+    async def _deliver(self, entries: Sequence[StreamEntry]) -> None:
+        whole = [entry for entry in entries if entry.event is not None]
+        await self._deliverer.deliver([self._arrival(entry) for entry in whole])
+        self._gate.success()
+        await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
+        await self._discard_torn(entries)
+
+    async def _recover(self) -> None:
+        """Make sure that the group exists, then take up what this consumer was given before it stopped or failed."""
+        await self._streams.create_group(self._stream, self._service, await self._settled())
+        after = "0"
+        while entries := await self._streams.read_own(self._stream, self._service, self._name, after, BATCH):
+            await self._hand_over(entries)
+            after = entries[-1].id
+        self._recovered = True
+
+    async def _sweep(self) -> None:
+        """Take over what others left open, and what lost its owner altogether."""
+        idle = await self._streams.claim_idle(self._stream, self._service, self._name, CLAIM_IDLE_MS, BATCH)
+        if idle:
+            metrics.CLAIMED.inc(len(idle))
+            log.info("claimed entries of an idle consumer", loop=self.name, entries=len(idle))
+            await self._hand_over(idle)
+        await self._streams.forget_idle(self._stream, self._service, FORGET_IDLE_MS)
+        self._swept_at = monotonic()
+
+    async def adopt(self, settled: int) -> int:
+        """Take up entries behind `settled` that are in the stream but in nobody's hands (XGROUP DELCONSUMER drops them)."""
+        entries = await self._streams.read_range(self._stream, settled + 1, BATCH)
+        await self._hand_over(entries)
+        return len(entries)
+
+    async def _hand_over(self, entries: Sequence[StreamEntry]) -> None:
+        whole = [entry for entry in entries if entry.event is not None]
+        await self._deliverer.hand_over([self._arrival(entry) for entry in whole])
+        await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
+        await self._discard_torn(entries)
+
+    async def _discard_torn(self, entries: Sequence[StreamEntry]) -> None:
+        """Entries without an event were trimmed while open, or written by somebody else: the log has what belongs there."""
+        for entry in (entry for entry in entries if entry.event is None):
+            await self._streams.delete(self._stream, entry.id)
+            await self._streams.ack(self._stream, self._service, [entry.id])
+
+    def _arrival(self, entry: StreamEntry) -> Arrival:
+        return Arrival(self._partition, entry.position, entry.event or b"")
+
+    async def _settled(self) -> int:
+        return await begin(self._service, self._partition, self._streams, self._deliverer)
+
+
+class Reporter(Loop):
+    """Tells the relay how far the service's ledger is complete."""
+
+    idle_s = REPORT_S
+    repeat_s = 1.0
+
+    def __init__(self, service: str, partition: int, streams: Streams, deliverer: Deliverer, consumer: PartitionConsumer) -> None:
+        """Report for the partition that `consumer` reads."""
+        super().__init__(f"reporter-{service}-{partition}")
+        self._service = service
+        self._partition = partition
+        self._streams = streams
+        self._deliverer = deliverer
+        self._consumer = consumer
+        self._settled: int | None = None
+        self._moved_at = monotonic()
+        self._reported_at = 0.0
+
+    @override
+    async def run_once(self) -> int:
+        """Advance settled over what the ledger has got, report it, look after entries that lost their owner."""
+        if self._settled is None:
+            self._settled = await begin(self._service, self._partition, self._streams, self._deliverer)
+        before = self._settled
+        self._settled = await self._advance(before)
+        if self._settled != before:
+            self._moved_at = monotonic()
+        elif monotonic() - self._moved_at > STUCK_S:
+            await self._consumer.adopt(self._settled)
+            self._moved_at = monotonic()
+        if self._settled != before or monotonic() - self._reported_at > self.repeat_s:
+            await self._streams.report(settled_board(self._service), {str(self._partition): self._settled})
+            self._reported_at = monotonic()
+        return 0
+
+    @override
+    async def finish(self) -> None:
+        with contextlib.suppress(Exception):  # only saves the relay a redelivery that the ledger would drop anyway
+            await self.run_once()
+
+    async def _advance(self, settled: int) -> int:
+        async with self._deliverer.db.reading() as connection:
+            known = await self._deliverer.ledger.settled(connection, self._partition)
+            return await self._deliverer.ledger.advance(
+                connection, self._partition, max(settled, known or 0), ADVANCE_LIMIT
+            )
+
+
+class Consumer(Family):
+    """All of a service's partitions; grows when the log gets more of them."""
+
+    def __init__(self, service: str, name: str, streams: Streams, deliverer: Deliverer, gate: Gate) -> None:
+        """One `PartitionConsumer` and one `Reporter` per partition."""
+        super().__init__("consumer")
+        self._service = service
+        self._consumer_name = name
+        self._streams = streams
+        self._deliverer = deliverer
+        self._gate = gate
+        self._partitions = 1
+
+    @override
+    async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:
+        board = await self._streams.board(relay_board(self._service))
+        self._partitions = max(self._partitions, min(board.get("partitions", 1), 1024))
+        return {str(partition): self._maker(partition) for partition in range(self._partitions)}
+
+    def _maker(self, partition: int) -> Callable[[], Sequence[Loop]]:
+        def make() -> Sequence[Loop]:
+            consumer = PartitionConsumer(
+                self._service, partition, self._consumer_name, self._streams, self._deliverer, self._gate
+            )
+            return consumer, Reporter(self._service, partition, self._streams, self._deliverer, consumer)
+
+        return make
+
+
+async def begin(service: str, partition: int, streams: Streams, deliverer: Deliverer) -> int:
+    """Where the service's ledger stands; a new one starts where the relay says that its subscription does."""
+    async with deliverer.db.reading() as connection:
+        settled = await deliverer.ledger.settled(connection, partition)
+    if settled is None:
+        settled = (await streams.board(relay_board(service))).get(f"settled:{partition}", 0)
+        async with deliverer.db.transaction() as connection:
+            await deliverer.ledger.begin(connection, partition, settled)
+    return settled

@@ -1,0 +1,309 @@
+"""The life of a delivery, without Redis: read the event, write the ledger row, run the handler, all in one transaction.
+
+A batch that fails is split until the culprit stands alone; only the culprit pays. Every delivery ends in one of the states of
+`shared.bus.ledger.State`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING
+from uuid import NAMESPACE_OID, UUID, uuid5
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.bus.ledger import Ledger, Row, State
+from shared.bus.retry import Backoff, Brake
+from shared.contracts.envelope import Envelope, UnreadableEvent, decode
+from shared.contracts.orders import EVENTS, MAJOR, OrderState
+from shared.runtime import metrics
+from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, is_infrastructure
+from shared.runtime.supervision import brief
+
+if TYPE_CHECKING:
+    from shared.runtime.db import Database
+
+log = structlog.get_logger()
+
+OUTAGE_PROBE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event as a handler gets it: `data` is one of the models of `shared.contracts.orders`."""
+
+    id: UUID
+    type: str
+    subject: str
+    version: int
+    time: datetime
+    data: OrderState
+    traceparent: str | None = None
+
+
+# A handler gets the events of one type, in log order, and writes their effect over the given connection. It must not
+# commit, must not call anything but the database, and must apply a version only if it is newer than what it has.
+Handler = Callable[[AsyncConnection, Sequence[Event]], Awaitable[None]]
+Handlers = Mapping[str, Handler]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way through: the ledger row it will get, and the event if the handler is to run."""
+
+    row: Row
+    event: Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came out of a stream: where it stood, and the bytes."""
+
+    partition: int
+    position: int | None
+    raw: bytes | str
+
+
+class Deliverer:
+    """Brings events to the handlers of one service, exactly once each."""
+
+    def __init__(
+        self, db: Database, handlers: Handlers, backoff: Backoff | None = None, brake: Brake | None = None
+    ) -> None:
+        """`handlers` is the service's dictionary from event type to handler."""
+        self.db = db
+        self.ledger = Ledger()
+        self.backoff = backoff or Backoff()
+        self.brake = brake or Brake()
+        self._handlers = handlers
+
+    async def deliver(self, arrivals: Sequence[Arrival]) -> None:
+        """Settle what is new among the arrivals; returns when every one of them is in the ledger."""
+        batch = _first_of_each([self._sort(arrival) for arrival in arrivals])
+        if batch:
+            await self._attempt(batch, self._deliver_in)
+
+    async def hand_over(self, arrivals: Sequence[Arrival]) -> None:
+        """Put redelivered events into the ledger without running them: the retry loop tries each with its attempt counted.
+
+        They may be here a second time because the first time killed the process.
+        """
+        batch = _first_of_each([self._sort(arrival) for arrival in arrivals])
+        rows = [_as_due(delivery.row) if delivery.event else delivery.row for delivery in batch]
+        if rows:
+            await self.db.run(lambda connection: self._record_due(connection, rows))
+
+    async def retry(self, rows: Sequence[Row]) -> None:
+        """Run rows that were taken from the ledger; their attempt is counted already."""
+        batch = [self._sort(Arrival(row.partition, row.position, row.event or "")) for row in rows]
+        taken = {row.event_id: row for row in rows}
+        runnable = [Delivery(taken[d.row.event_id], d.event) for d in batch if d.event]
+        for unable in (d for d in batch if d.event is None):
+            await self.db.run(lambda c, d=unable: self._refuse(c, taken[d.row.event_id], d.row))  # type: ignore[misc]
+        for row in (d.row for d in runnable if self.backoff.exhausted(d.row.attempts - 1)):
+            await self._die(row, row.last_error or "the process died each time it handled this event")
+        alive = [d for d in runnable if not self.backoff.exhausted(d.row.attempts - 1)]
+        if alive:
+            await self._attempt(alive, self._retry_in)
+
+    def knows(self, raw: str) -> bool:
+        """Whether this version of the code can read the event (parked events are resumed when it can)."""
+        return self._sort(Arrival(0, None, raw)).row.state is not State.PARKED
+
+    def _sort(self, arrival: Arrival) -> Delivery:
+        """Decide from the bytes alone what is to be done with an arrival."""
+        text = arrival.raw if isinstance(arrival.raw, str) else arrival.raw.decode("utf-8", errors="replace")
+        try:
+            envelope = decode(arrival.raw)
+        except UnreadableEvent as error:
+            return Delivery(_unreadable(arrival, text, str(error)))
+        row = Row(
+            envelope.id, arrival.partition, arrival.position, envelope.type, envelope.subject, envelope.orderversion,
+            State.DONE,
+        )  # fmt: skip
+        reason = _why_parked(envelope)
+        if reason:
+            return Delivery(replace(row, state=State.PARKED, event=storable(text), last_error=reason))
+        if envelope.type not in self._handlers:
+            return Delivery(replace(row, state=State.IGNORED))
+        try:
+            data = EVENTS[envelope.type].model_validate(envelope.data)
+        except ValidationError as error:
+            reason = f"data does not fit {envelope.dataschema}: {_first_line(error)}"
+            return Delivery(replace(row, state=State.PARKED, event=storable(text), last_error=reason))
+        event = Event(
+            envelope.id, envelope.type, envelope.subject, envelope.orderversion, envelope.time, data,
+            envelope.traceparent,
+        )  # fmt: skip
+        return Delivery(replace(row, event=text), event)
+
+    async def _attempt(
+        self,
+        batch: Sequence[Delivery],
+        work: Callable[[AsyncConnection, Sequence[Delivery]], Awaitable[list[Delivery]]],
+    ) -> None:
+        """One transaction for all of `batch`; on failure halve it, so that the culprit ends up alone."""
+        try:
+            done = await self.db.run(lambda connection: work(connection, batch))
+        except (CommitUnknown, Outage):
+            raise  # nobody's fault here: the whole batch comes again, no attempt is spent
+        except Exception as error:
+            if is_infrastructure(error):
+                await self.db.ping()  # raises when the database is away; when it answers, the event is to blame
+            if len(batch) == 1:
+                await self._blame(batch[0], error)
+                return
+        else:
+            self._count(done)
+            return
+        middle = len(batch) // 2
+        await self._attempt(batch[:middle], work)
+        await self._attempt(batch[middle:], work)
+
+    async def _deliver_in(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> list[Delivery]:
+        subjects = {delivery.row.subject for delivery in batch if delivery.event}
+        blocked = await self.ledger.blocked(connection, sorted(subjects)) if subjects else set()
+        batch = [_behind(delivery) if delivery.row.subject in blocked else delivery for delivery in batch]
+        new = await self.ledger.record(connection, [_without_event(delivery.row) for delivery in batch])
+        metrics.DUPLICATES.inc(len(batch) - len(new))
+        fresh = [delivery for delivery in batch if delivery.row.event_id in new]
+        await self._handle(connection, fresh)
+        return fresh
+
+    async def _retry_in(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> list[Delivery]:
+        mine = await self.ledger.settle(connection, [delivery.row for delivery in batch])
+        still = [delivery for delivery in batch if delivery.row.event_id in mine]
+        await self._handle(connection, still)
+        return [Delivery(replace(delivery.row, state=State.DONE), delivery.event) for delivery in still]
+
+    async def _handle(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> None:
+        events = [d.event for d in batch if d.event and d.row.state is not State.WAITING]
+        for kind, run in groupby(events, key=lambda event: event.type):
+            await self._handlers[kind](connection, list(run))
+
+    async def _blame(self, culprit: Delivery, error: Exception) -> None:
+        """Record the failure of the one event that caused it."""
+        if isinstance(error, DeadEvent):
+            await self._die(culprit.row, brief(error))
+            return
+        log.warning("delivery failed", event_id=str(culprit.row.event_id), type=culprit.row.type, error=brief(error))
+        delay = self.backoff.delay_s(culprit.row.attempts, random.random())  # noqa: S311 - jitter
+        if self.backoff.exhausted(culprit.row.attempts):
+            await self._die(culprit.row, brief(error))
+            return
+        failed = replace(culprit.row, state=State.RETRYING, last_error=brief(error), delay_s=delay)
+        await self._store(failed)
+
+    async def _die(self, row: Row, error: str) -> None:
+        self.brake.note(died=True)
+        if self.brake.tripped:
+            # Most of the last deliveries died: the code is to blame, not the events. Keep this one, stop consuming.
+            await self._store(replace(row, state=State.RETRYING, last_error=error, delay_s=60.0))
+            await self.db.run(lambda c: self.ledger.set_control(c, paused=True, reason=f"brake: {error}", by="brake"))
+            log.error("brake: most of the last deliveries died, consuming is paused", error=error)
+            return
+        metrics.DELIVERIES.labels(State.DEAD).inc()
+        log.error("delivery is dead", event_id=str(row.event_id), type=row.type, subject=row.subject, error=error)
+        await self._store(replace(row, state=State.DEAD, last_error=error, delay_s=None))
+
+    async def _store(self, row: Row) -> None:
+        """Write the row whether it is new or was taken from the ledger."""
+
+        async def write(connection: AsyncConnection) -> None:
+            if not await self.ledger.record(connection, [row]):
+                await self.ledger.fail(connection, row, row.state, row.last_error or "", row.delay_s, counted=True)
+
+        await self.db.run(write)
+
+    async def give_back(self, rows: Sequence[Row], error: str) -> None:
+        """An outage hit taken rows: their attempt does not count, they are due again with the next probe."""
+
+        async def write(connection: AsyncConnection) -> None:
+            for row in rows:
+                await self.ledger.fail(connection, row, State.RETRYING, error, OUTAGE_PROBE_S, counted=False)
+
+        await self.db.run(write)
+
+    async def _refuse(self, connection: AsyncConnection, taken: Row, found: Row) -> None:
+        """A row that was due but that this version cannot run (any more)."""
+        error = found.last_error or "no handler for this type"
+        state = found.state if found.state is State.PARKED else State.DEAD
+        await self.ledger.fail(connection, taken, state, error, None, counted=False)
+
+    async def _record_due(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
+        blocked = await self.ledger.blocked(connection, sorted({row.subject for row in rows}))
+        ordered = []
+        for row in rows:
+            behind = row.state is State.RETRYING and row.subject in blocked
+            ordered.append(replace(row, state=State.WAITING, delay_s=None) if behind else row)
+            if row.state is State.RETRYING:
+                blocked.add(row.subject)
+        new = await self.ledger.record(connection, ordered)
+        metrics.DUPLICATES.inc(len(rows) - len(new))
+
+    def _count(self, done: Sequence[Delivery]) -> None:
+        now = datetime.now(UTC)
+        for delivery in done:
+            metrics.DELIVERIES.labels(delivery.row.state).inc()
+            if delivery.event and delivery.row.state is State.DONE:
+                metrics.EFFECT_SECONDS.observe(max(0.0, (now - delivery.event.time).total_seconds()))
+        self.brake.note(died=False, times=len(done))
+
+
+# Postgres' text holds no NUL, and its jsonb no lone surrogate: hostile bytes must not be able to stop the ledger.
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_LONGEST_STORED = 1_000_000
+
+
+def storable(text: str) -> str:
+    """The text as Postgres can keep it."""
+    return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", text[:_LONGEST_STORED])
+
+
+def _unreadable(arrival: Arrival, text: str, reason: str) -> Row:
+    # It has no id of its own. One made from place and content makes the same bytes, delivered again, the same row.
+    event_id = uuid5(NAMESPACE_OID, f"{arrival.partition}/{arrival.position}/{text}")
+    return Row(
+        event_id, arrival.partition, None, "unreadable", "unreadable", 0, State.PARKED,
+        event=storable(text), last_error=reason,
+    )  # fmt: skip
+
+
+def _why_parked(envelope: Envelope) -> str | None:
+    if envelope.type not in EVENTS:
+        return f"unknown type {envelope.type}"
+    if envelope.major != MAJOR:
+        return f"unknown major version {envelope.dataschema}"
+    return None
+
+
+def _first_of_each(batch: Sequence[Delivery]) -> list[Delivery]:
+    return list({delivery.row.event_id: delivery for delivery in reversed(batch)}.values())[::-1]
+
+
+def _as_due(row: Row) -> Row:
+    return replace(row, state=State.RETRYING, attempts=0, delay_s=0.0)
+
+
+def _behind(delivery: Delivery) -> Delivery:
+    """Later events of an order wait while an earlier one is retrying."""
+    if delivery.event is None:
+        return delivery
+    return replace(delivery, row=replace(delivery.row, state=State.WAITING, attempts=0))
+
+
+def _without_event(row: Row) -> Row:
+    """A settled row needs no copy of its event."""
+    return replace(row, event=None) if row.state in {State.DONE, State.IGNORED} else row
+
+
+def _first_line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"

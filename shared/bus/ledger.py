@@ -1,0 +1,342 @@
+"""The ledger: one row per event in the service's own database.
+
+It is at once the inbox (dedup), the retry queue, the dead-letter store, the audit trail, and the source of `settled`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING
+from uuid import UUID as Uuid
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    bindparam,
+    func,
+    text,
+)
+from sqlalchemy import Uuid as UuidColumn
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+
+class State(StrEnum):
+    """What became of a delivery: a closed set."""
+
+    DONE = "done"  # the handler's effect is committed
+    IGNORED = "ignored"  # this service does not care for the type
+    RETRYING = "retrying"  # due again at next_attempt_at
+    WAITING = "waiting"  # behind a retrying event of the same order
+    DEAD = "dead"  # out of attempts, or can never work: somebody has to look
+    PARKED = "parked"  # this version of the code does not know it; a newer one resumes it
+    DISCARDED = "discarded"  # somebody looked and decided to drop it
+
+
+ledger_tables = MetaData()
+
+deliveries = Table(
+    "deliveries",
+    ledger_tables,
+    Column("event_id", UuidColumn, primary_key=True),
+    Column("partition", Integer, nullable=False),
+    Column("position", BigInteger, nullable=True, comment="null when the entry was not written by the relay"),
+    Column("type", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("order_version", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_attempt_at", DateTime(timezone=True)),
+    Column("last_error", Text),
+    Column("event", Text, comment="the event itself, while it is not settled"),
+    Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("settled_at", DateTime(timezone=True)),
+    CheckConstraint(f"state IN ({', '.join(repr(str(state)) for state in State)})", name="deliveries_state_known"),
+    Index("deliveries_position", "partition", "position"),
+    Index("deliveries_subject", "subject"),
+    Index("deliveries_due", "next_attempt_at", postgresql_where=text("state = 'retrying'")),
+    Index("deliveries_unsettled", "state", "subject", postgresql_where=text("state NOT IN ('done', 'ignored')")),
+)
+
+progress = Table(
+    "progress",
+    ledger_tables,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("settled", BigInteger, nullable=False),
+)
+
+consumer_control = Table(
+    "consumer_control",
+    ledger_tables,
+    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("paused", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("changed_by", Text, nullable=False),
+    Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("only", name="consumer_control_single_row"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A ledger row about to be written, or one that was taken to be tried again."""
+
+    event_id: Uuid
+    partition: int
+    position: int | None
+    type: str
+    subject: str
+    order_version: int
+    state: State
+    attempts: int = 1
+    event: str | None = None
+    last_error: str | None = None
+    delay_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """Whether consuming is paused, why, and who said so."""
+
+    paused: bool = False
+    reason: str = ""
+    changed_by: str = ""
+    changed_at: datetime | None = None
+
+
+_RECORD = text(
+    """
+    INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event,
+                            last_error, next_attempt_at, settled_at)
+    SELECT e.event_id, e.partition, e.position, e.type, e.subject, e.version, e.state, e.attempts, e.event,
+           e.last_error, now() + e.delay_s * interval '1 second',
+           CASE WHEN e.state IN ('done', 'ignored') THEN now() END
+    FROM unnest(:ids, :partitions, :positions, :types, :subjects, :versions, :states, :attempts, :events, :errors,
+                :delays)
+         AS e (event_id, partition, position, type, subject, version, state, attempts, event, last_error, delay_s)
+    ON CONFLICT (event_id) DO NOTHING
+    RETURNING event_id
+    """
+).bindparams(
+    bindparam("ids", type_=ARRAY(UUID)),
+    bindparam("partitions", type_=ARRAY(Integer)),
+    bindparam("positions", type_=ARRAY(BigInteger)),
+    bindparam("types", type_=ARRAY(Text)),
+    bindparam("subjects", type_=ARRAY(Text)),
+    bindparam("versions", type_=ARRAY(Integer)),
+    bindparam("states", type_=ARRAY(Text)),
+    bindparam("attempts", type_=ARRAY(Integer)),
+    bindparam("events", type_=ARRAY(Text)),
+    bindparam("errors", type_=ARRAY(Text)),
+    bindparam("delays", type_=ARRAY(Double)),
+)
+
+_BLOCKED = text(
+    """
+    SELECT DISTINCT subject FROM deliveries
+    WHERE state IN ('retrying', 'waiting') AND subject = ANY(:subjects)
+    """
+).bindparams(bindparam("subjects", type_=ARRAY(Text)))
+
+_KNOWN = text("SELECT event_id FROM deliveries WHERE event_id = ANY(:ids)").bindparams(
+    bindparam("ids", type_=ARRAY(UUID))
+)
+
+# Attempts are counted before the work: an event that kills the process has used one up each time.
+_TAKE = text(
+    """
+    UPDATE deliveries SET attempts = attempts + 1, next_attempt_at = now() + :lease_s * interval '1 second'
+    WHERE event_id IN (
+        SELECT event_id FROM deliveries
+        WHERE state = 'retrying' AND next_attempt_at <= now() AND (attempts = 0) = :fresh
+        ORDER BY next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    RETURNING event_id, partition, position, type, subject, order_version, attempts, event
+    """
+).bindparams(bindparam("lease_s", type_=Double))
+
+# The attempt number is the fence: whoever was taken over in the meantime changes nothing.
+_SETTLE = text(
+    """
+    UPDATE deliveries d SET state = 'done', settled_at = now(), next_attempt_at = NULL, event = NULL
+    FROM unnest(:ids, :attempts) AS e (event_id, attempts)
+    WHERE d.event_id = e.event_id AND d.attempts = e.attempts AND d.state = 'retrying'
+    RETURNING d.event_id
+    """
+).bindparams(bindparam("ids", type_=ARRAY(UUID)), bindparam("attempts", type_=ARRAY(Integer)))
+
+_FAIL = text(
+    """
+    UPDATE deliveries SET state = :state, last_error = :error,
+           next_attempt_at = now() + :delay_s * interval '1 second', attempts = :left_attempts
+    WHERE event_id = :event_id AND attempts = :attempts AND state = 'retrying'
+    """
+).bindparams(bindparam("delay_s", type_=Double))
+
+# Derived, not pushed: whoever settled the event in front need not know who waits behind it.
+_RELEASE = text(
+    """
+    UPDATE deliveries SET state = 'retrying', attempts = 0, next_attempt_at = now()
+    WHERE event_id IN (
+        SELECT DISTINCT ON (subject) event_id FROM deliveries w
+        WHERE state = 'waiting' AND NOT EXISTS (
+            SELECT 1 FROM deliveries r WHERE r.subject = w.subject AND r.state = 'retrying'
+        )
+        ORDER BY subject, order_version, position
+    ) AND state = 'waiting'
+    """
+)
+
+_RESUME_PARKED = text(
+    """
+    UPDATE deliveries SET state = 'retrying', attempts = 0, next_attempt_at = now(), last_error = NULL
+    WHERE state = 'parked' AND event IS NOT NULL AND event_id = ANY(:ids)
+    """
+).bindparams(bindparam("ids", type_=ARRAY(UUID)))
+
+# Positions are sorted and distinct, so `position - row number` is `settled` exactly as long as nothing is missing.
+_ADVANCE = text(
+    """
+    UPDATE progress SET settled = reached.position
+    FROM (
+        SELECT max(position) AS position FROM (
+            SELECT position, row_number() OVER (ORDER BY position) AS n FROM (
+                SELECT DISTINCT position FROM deliveries
+                WHERE partition = :partition AND position > :settled ORDER BY position LIMIT :limit
+            ) AS behind
+        ) AS numbered WHERE position = :settled + n
+    ) AS reached
+    WHERE partition = :partition AND settled = :settled AND reached.position IS NOT NULL
+    RETURNING settled
+    """
+).bindparams(bindparam("settled", type_=BigInteger))
+
+
+class Ledger:
+    """Reads and writes the ledger. Every method works inside the caller's transaction."""
+
+    async def record(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[Uuid]:
+        """Insert the rows that are new; returns their event ids. What is there already stays as it is."""
+        written = await connection.execute(
+            _RECORD,
+            {
+                "ids": [row.event_id for row in rows],
+                "partitions": [row.partition for row in rows],
+                "positions": [row.position for row in rows],
+                "types": [row.type for row in rows],
+                "subjects": [row.subject for row in rows],
+                "versions": [row.order_version for row in rows],
+                "states": [str(row.state) for row in rows],
+                "attempts": [row.attempts for row in rows],
+                "events": [row.event for row in rows],
+                "errors": [row.last_error for row in rows],
+                "delays": [row.delay_s for row in rows],
+            },
+        )
+        return set(written.scalars())
+
+    async def known(self, connection: AsyncConnection, ids: Sequence[Uuid]) -> set[Uuid]:
+        """Which of the events have a row."""
+        return set((await connection.execute(_KNOWN, {"ids": list(ids)})).scalars())
+
+    async def blocked(self, connection: AsyncConnection, subjects: Sequence[str]) -> set[str]:
+        """Which of the orders have an event that is still to be tried."""
+        return set((await connection.execute(_BLOCKED, {"subjects": list(subjects)})).scalars())
+
+    async def take(self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
+        """Take due rows, counting the attempt: those never tried (`fresh`), or those that failed before."""
+        rows = await connection.execute(_TAKE, {"fresh": fresh, "lease_s": lease_s, "limit": limit})
+        return [
+            Row(
+                row.event_id, row.partition, row.position, row.type, row.subject, row.order_version,
+                State.RETRYING, row.attempts, row.event,
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    async def settle(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[Uuid]:
+        """Mark taken rows as done; returns the ids of those that were still this taker's."""
+        written = await connection.execute(
+            _SETTLE, {"ids": [row.event_id for row in rows], "attempts": [row.attempts for row in rows]}
+        )
+        return set(written.scalars())
+
+    async def fail(
+        self, connection: AsyncConnection, row: Row, state: State, error: str, delay_s: float | None, *, counted: bool
+    ) -> None:
+        """Note why a taken row failed and when it is due again; an attempt that is not `counted` is given back."""
+        await connection.execute(
+            _FAIL,
+            {
+                "event_id": row.event_id,
+                "attempts": row.attempts,
+                "left_attempts": row.attempts if counted else row.attempts - 1,
+                "state": str(state),
+                "error": error[:2000],
+                "delay_s": delay_s,
+            },
+        )
+
+    async def release(self, connection: AsyncConnection) -> int:
+        """Make waiting rows due whose order has nothing in front of them any more."""
+        return (await connection.execute(_RELEASE)).rowcount
+
+    async def parked(self, connection: AsyncConnection) -> list[tuple[Uuid, str]]:
+        """Every parked row that still has its event."""
+        found = deliveries.select().where(deliveries.c.state == State.PARKED, deliveries.c.event.is_not(None))
+        return [(row.event_id, row.event) for row in await connection.execute(found)]
+
+    async def resume_parked(self, connection: AsyncConnection, ids: Sequence[Uuid]) -> int:
+        """Make parked rows due."""
+        return (await connection.execute(_RESUME_PARKED, {"ids": list(ids)})).rowcount
+
+    async def settled(self, connection: AsyncConnection, partition: int) -> int | None:
+        """How far the ledger is known to be complete, or None when the service never read the partition."""
+        row = (await connection.execute(progress.select().where(progress.c.partition == partition))).one_or_none()
+        return row.settled if row else None
+
+    async def begin(self, connection: AsyncConnection, partition: int, settled: int) -> None:
+        """Start the partition behind `settled`, unless it was started before."""
+        await connection.execute(
+            text("INSERT INTO progress (partition, settled) VALUES (:partition, :settled) ON CONFLICT DO NOTHING"),
+            {"partition": partition, "settled": settled},
+        )
+
+    async def advance(self, connection: AsyncConnection, partition: int, settled: int, limit: int) -> int:
+        """Move `settled` over every position that has a row, without gaps; returns where it stands."""
+        moved = await connection.execute(_ADVANCE, {"partition": partition, "settled": settled, "limit": limit})
+        return moved.scalar_one_or_none() or settled
+
+    async def control(self, connection: AsyncConnection) -> Control:
+        """Whether consuming is paused."""
+        row = (await connection.execute(consumer_control.select())).one_or_none()
+        return Control(row.paused, row.reason, row.changed_by, row.changed_at) if row else Control()
+
+    async def set_control(self, connection: AsyncConnection, *, paused: bool, reason: str, by: str) -> None:
+        """Pause or resume; holds until somebody says otherwise, also over restarts."""
+        await connection.execute(
+            text(
+                """
+                INSERT INTO consumer_control (paused, reason, changed_by) VALUES (:paused, :reason, :by)
+                ON CONFLICT (only) DO UPDATE
+                SET paused = excluded.paused, reason = excluded.reason, changed_by = excluded.changed_by,
+                    changed_at = now()
+                """
+            ),
+            {"paused": paused, "reason": reason, "by": by},
+        )

@@ -1,0 +1,210 @@
+"""The event log: a numbered list of everything that happened, written in the transaction that made it happen.
+
+Positions are dense (1, 2, 3 … per partition, no gaps) and follow commit order, so that "what is missing" is arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+from zlib import crc32
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    Uuid,
+    bindparam,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
+
+from shared.contracts.envelope import Envelope, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+log_tables = MetaData()
+
+log_head = Table(
+    "log_head",
+    log_tables,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, nullable=False),
+    CheckConstraint("position >= 0", name="log_head_position_not_negative"),
+)
+
+event_log = Table(
+    "event_log",
+    log_tables,
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("event_id", Uuid, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("event", Text, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("event_log_subject", "subject"),
+)
+
+subscriptions = Table(
+    "subscriptions",
+    log_tables,
+    Column("service", Text, primary_key=True),
+    Column("partition", Integer, primary_key=True, autoincrement=False),
+    Column("cursor", BigInteger, nullable=False, comment="last position published to the stream"),
+    Column("settled", BigInteger, nullable=False, comment="every position up to here is in the service's own ledger"),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    CheckConstraint("0 <= settled AND settled <= cursor", name="subscriptions_settled_up_to_cursor"),
+)
+
+# The head's row lock is taken by this statement and held until COMMIT: that is what makes positions follow commit
+# order. It must therefore be the transaction's last statement, so that the lock is held for one fsync and no more.
+_APPEND = text(
+    """
+    WITH head AS (
+        UPDATE log_head SET position = position + :count WHERE partition = :partition
+        RETURNING position - :count AS base
+    )
+    INSERT INTO event_log (partition, position, event_id, type, subject, event)
+    SELECT :partition, head.base + e.n, e.event_id, e.type, e.subject, e.event
+    FROM head, unnest(:ids, :types, :subjects, :events) WITH ORDINALITY AS e (event_id, type, subject, event, n)
+    """
+).bindparams(
+    bindparam("count", type_=BigInteger),
+    bindparam("partition", type_=Integer),
+    bindparam("ids", type_=ARRAY(UUID)),
+    bindparam("types", type_=ARRAY(Text)),
+    bindparam("subjects", type_=ARRAY(Text)),
+    bindparam("events", type_=ARRAY(Text)),
+)
+
+_READ = text(
+    """
+    SELECT position, event FROM event_log
+    WHERE partition = :partition AND position > :after ORDER BY position LIMIT :limit
+    """
+)
+
+_CREATE_PARTITIONS = text(
+    """
+    INSERT INTO log_head (partition, position) SELECT n, 0 FROM generate_series(0, :partitions - 1) AS n
+    ON CONFLICT DO NOTHING
+    """
+).bindparams(bindparam("partitions", type_=Integer))
+
+# From the beginning of what the log still holds; `now` starts behind the last position instead.
+_SUBSCRIBE = text(
+    """
+    INSERT INTO subscriptions (service, partition, cursor, settled)
+    SELECT :service, partition, start, start
+    FROM (SELECT partition, CASE WHEN :from_now THEN position ELSE 0 END AS start FROM log_head) AS heads
+    ON CONFLICT DO NOTHING
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """One event at its position."""
+
+    position: int
+    event: str
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """How far one service has come in one partition."""
+
+    service: str
+    partition: int
+    cursor: int
+    settled: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """One row of the log, for people who look something up."""
+
+    partition: int
+    position: int
+    event: str
+    created_at: datetime
+
+
+class EventLog:
+    """Reads and appends. Every method works inside the caller's transaction."""
+
+    def __init__(self, partitions: int = 1) -> None:
+        """`partitions` may be raised at any time; an order's partition follows from its id."""
+        self.partitions = partitions
+
+    def partition_of(self, subject: str) -> int:
+        """The partition of an order's events."""
+        return crc32(subject.encode()) % self.partitions
+
+    async def append(self, connection: AsyncConnection, events: Sequence[Envelope]) -> None:
+        """Append in the given order. Must be the last statement of the transaction."""
+        by_partition: defaultdict[int, list[Envelope]] = defaultdict(list)
+        for event in events:
+            by_partition[self.partition_of(event.subject)].append(event)
+        for partition in sorted(by_partition):  # the same order everywhere, so that two appenders cannot deadlock
+            await self._append_to(connection, partition, by_partition[partition])
+
+    async def _append_to(self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]) -> None:
+        written = await connection.execute(
+            _APPEND,
+            {
+                "count": len(events),
+                "partition": partition,
+                "ids": [event.id for event in events],
+                "types": [event.type for event in events],
+                "subjects": [event.subject for event in events],
+                "events": [encode(event) for event in events],
+            },
+        )
+        if written.rowcount != len(events):
+            raise LookupError(f"partition {partition} has no row in log_head")
+
+    async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LogEntry]:
+        """The next entries behind `after`, without gaps."""
+        rows = await connection.execute(_READ, {"partition": partition, "after": after, "limit": limit})
+        return [LogEntry(position, event) for position, event in rows]
+
+    async def head(self, connection: AsyncConnection, partition: int) -> int:
+        """The last position that is committed."""
+        head = log_head.select().where(log_head.c.partition == partition)
+        row = (await connection.execute(head)).one_or_none()
+        return row.position if row else 0
+
+    async def prepare(self, connection: AsyncConnection, services: Sequence[str]) -> None:
+        """Make sure that the partitions exist and that each of `services` is subscribed from the beginning."""
+        await connection.execute(_CREATE_PARTITIONS, {"partitions": self.partitions})
+        for service in services:
+            await self.subscribe(connection, service)
+
+    async def subscribe(self, connection: AsyncConnection, service: str, *, from_now: bool = False) -> None:
+        """Add a service; it gets every event from the beginning of the log, or from now."""
+        await connection.execute(_SUBSCRIBE, {"service": service, "from_now": from_now})
+
+    async def subscriptions(self, connection: AsyncConnection) -> list[Subscription]:
+        """Every subscription, by service and partition."""
+        rows = await connection.execute(subscriptions.select().order_by("service", "partition"))
+        return [Subscription(row.service, row.partition, row.cursor, row.settled) for row in rows]
+
+    async def events_of(self, connection: AsyncConnection, subject: str) -> list[LoggedEvent]:
+        """All events of one order, oldest first."""
+        found = event_log.select().where(event_log.c.subject == subject).order_by("position")
+        rows = await connection.execute(found)
+        return [LoggedEvent(row.partition, row.position, row.event, row.created_at) for row in rows]

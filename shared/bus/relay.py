@@ -1,0 +1,250 @@
+"""The relay: takes events from the log to a service's stream and makes good whatever Redis loses.
+
+Think of TCP: a numbered log, a window in flight, cumulative acknowledgement (settled), retransmission. One invariant carries
+it: *every position in (settled, cursor] is in the stream*. Each pass checks it; when it does not hold, the stream is
+dropped, made anew from `settled` on, and published again. Consumers drop what they have already done.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import structlog
+from sqlalchemy import text
+from typing_extensions import override
+
+from shared.bus.log import LogEntry, Subscription
+from shared.bus.streams import State, stream_name
+from shared.runtime import metrics
+from shared.runtime.supervision import Family, Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from collections.abc import Awaitable, Callable
+
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+    from shared.bus.log import EventLog
+    from shared.bus.streams import Streams
+    from shared.runtime.db import Database
+
+log = structlog.get_logger()
+
+WINDOW = 100_000  # entries in a stream at the most: bounds Redis' memory per service, whatever the outage
+BATCH = 1_000  # entries per pass: one Lua call of some 700 kB, a few milliseconds of Redis
+ANNOUNCE_S = 1.0
+POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
+
+_LOOK = text(
+    """
+    SELECT s.cursor, s.settled, h.position AS head FROM subscriptions s JOIN log_head h USING (partition)
+    WHERE s.service = :service AND s.partition = :partition
+    """
+)
+
+# SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work; no need to queue.
+# synchronous_commit off, for this transaction: a cursor or a settled that a crash takes back is published or mirrored
+# again, so waiting for the disk would buy nothing.
+_LOCK = text(
+    """
+    SELECT cursor, settled, set_config('synchronous_commit', 'off', true) FROM subscriptions
+    WHERE service = :service AND partition = :partition
+    FOR UPDATE SKIP LOCKED
+    """
+)
+_STORE = text(
+    """
+    UPDATE subscriptions SET cursor = :cursor, settled = :settled
+    WHERE service = :service AND partition = :partition
+    """
+)
+
+
+def settled_board(service: str) -> str:
+    """Where a service reports how far its ledger goes: partition -> position."""
+    return f"settled:{service}"
+
+
+def relay_board(service: str) -> str:
+    """Where the relay says what a service may rely on: `partitions`, and `settled:<partition>`."""
+    return f"relay:{service}"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What one pass found and did."""
+
+    before: Subscription
+    after: Subscription
+    published: int
+    rebuilt: str | None = None
+
+
+class Relay(Loop):
+    """Keeps one service's stream of one partition filled. Any number of replicas may run the same one."""
+
+    idle_s = POLL_S
+
+    def __init__(
+        self,
+        db: Database,
+        event_log: EventLog,
+        streams: Streams,
+        service: str,
+        partition: int,
+        window: int = WINDOW,
+        batch: int = BATCH,
+    ) -> None:
+        """Publish `service`'s events of `partition`, at most `window` of them ahead of what it has settled."""
+        super().__init__(f"relay-{service}-{partition}")
+        self._db = db
+        self._log = event_log
+        self._streams = streams
+        self._service = service
+        self._partition = partition
+        self._stream = stream_name(service, partition)
+        self._window = window
+        self._batch = batch
+        self._announced = -1
+        self._announced_at = 0.0
+
+    @override
+    async def run_once(self) -> int:
+        """One pass: mirror settled, check the stream, publish the next entries. Returns how many were published."""
+        reported = await self._reported()
+        if not await self._something_to_do(reported):
+            return 0
+        async with self._db.transaction() as connection:
+            before = await self._lock(connection)
+            if before is None:
+                return 0
+            done = await self._pass(connection, before, reported)
+            if done.after != done.before:
+                await connection.execute(_STORE, _row(done.after))
+        self._report(done)
+        await self._announce(done.after.settled)
+        return done.published
+
+    async def _reported(self) -> int:
+        return (await self._streams.board(settled_board(self._service))).get(str(self._partition), 0)
+
+    async def _something_to_do(self, reported: int) -> bool:
+        """A look without a lock: an idle relay must cost the database next to nothing."""
+        async with self._db.reading() as connection:
+            row = (await connection.execute(_LOOK, self._key())).one_or_none()
+        if row is None:
+            return False
+        metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
+        await self._announce(row.settled)
+        now = Subscription(self._service, self._partition, row.cursor, row.settled)
+        room = row.cursor - row.settled < self._window
+        return (row.head > row.cursor and room) or reported > row.settled or await self._lost(now) is not None
+
+    async def _lock(self, connection: AsyncConnection) -> Subscription | None:
+        row = (await connection.execute(_LOCK, self._key())).one_or_none()
+        return Subscription(self._service, self._partition, row.cursor, row.settled) if row else None
+
+    async def _pass(self, connection: AsyncConnection, before: Subscription, reported: int) -> Pass:
+        now = replace(before, settled=await self._mirror(connection, before, reported))
+        lost = await self._lost(now)
+        if lost is None:
+            after, published, lost = await self._publish(connection, now)
+            if lost is None:
+                if after.settled > before.settled:
+                    await self._streams.trim(self._stream, after.settled)
+                return Pass(before, after, published)
+        await self._streams.rebuild(self._stream, self._service, now.settled)
+        after, published, _ = await self._publish(connection, replace(now, cursor=now.settled))
+        return Pass(before, after, published, lost)
+
+    async def _mirror(self, connection: AsyncConnection, known: Subscription, reported: int) -> int:
+        """Settled only moves forward, and never beyond what was published."""
+        if reported <= known.cursor:
+            return max(known.settled, reported)
+        # A consumer may be ahead of the cursor for one pass (published, but our commit failed); never of the log.
+        if reported > await self._log.head(connection, self._partition):
+            metrics.REFUSED_SETTLED.labels(self._service).inc()
+            log.error("settled report refused: beyond the log", loop=self.name, reported=reported, cursor=known.cursor)
+        return known.settled
+
+    async def _lost(self, now: Subscription) -> str | None:
+        if now.settled < now.cursor and not await self._streams.holds(self._stream, now.settled + 1):
+            return "missing"
+        return None
+
+    async def _publish(self, connection: AsyncConnection, now: Subscription) -> tuple[Subscription, int, str | None]:
+        """Append the next entries; the third value names the loss that the guard found instead."""
+        room = self._window - (now.cursor - now.settled)
+        entries: list[LogEntry] = []
+        if room > 0:
+            entries = await self._log.read(connection, self._partition, now.cursor, min(room, self._batch))
+        if not entries:
+            return now, 0, None
+        head = max(entries[-1].position, await self._log.head(connection, self._partition))
+        answer = await self._streams.publish(self._stream, now.cursor, head, entries)
+        if answer.state is not State.PUBLISHED:
+            return now, 0, answer.state
+        return replace(now, cursor=entries[-1].position), len(entries), None
+
+    def _report(self, done: Pass) -> None:
+        labels = (self._service, str(self._partition))
+        if done.rebuilt:
+            metrics.REBUILDS.labels(*labels, done.rebuilt).inc()
+            log.warning("stream rebuilt", loop=self.name, reason=done.rebuilt, **_span(done))
+        metrics.PUBLISHED.labels(*labels).inc(done.published)
+        metrics.CURSOR.labels(*labels).set(done.after.cursor)
+        metrics.SETTLED.labels(*labels).set(done.after.settled)
+
+    async def _announce(self, settled: int) -> None:
+        """Tell the service where its subscription stands; repeated every second, because Redis forgets."""
+        if settled == self._announced and monotonic() - self._announced_at < ANNOUNCE_S:
+            return
+        board = {"partitions": self._log.partitions, f"settled:{self._partition}": settled}
+        await self._streams.report(relay_board(self._service), board)
+        self._announced, self._announced_at = settled, monotonic()
+
+    def _key(self) -> dict[str, int | str]:
+        return {"service": self._service, "partition": self._partition}
+
+
+def _row(subscription: Subscription) -> dict[str, int | str]:
+    return {
+        "service": subscription.service,
+        "partition": subscription.partition,
+        "cursor": subscription.cursor,
+        "settled": subscription.settled,
+    }
+
+
+def _span(done: Pass) -> dict[str, int]:
+    return {"cursor": done.before.cursor, "settled": done.after.settled, "published": done.published}
+
+
+
+
+class Relays(Family):
+    """One relay per subscription and partition; follows the subscriptions table, so services come and go at run time."""
+
+    def __init__(self, db: Database, event_log: EventLog, streams: Streams, window: int = WINDOW) -> None:
+        """Start without relays; the first step reads the subscriptions."""
+        super().__init__("relays")
+        self._db = db
+        self._log = event_log
+        self._streams = streams
+        self._window = window
+
+    @override
+    async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:
+        async with self._db.reading() as connection:
+            subscribed = await self._log.subscriptions(connection)
+        return {f"{one.service}/{one.partition}": self._maker(one) for one in subscribed}
+
+    def _maker(self, subscription: Subscription) -> Callable[[], Sequence[Loop]]:
+        def make() -> Sequence[Loop]:
+            service, partition = subscription.service, subscription.partition
+            return (Relay(self._db, self._log, self._streams, service, partition, self._window),)
+
+        return make

@@ -1,0 +1,287 @@
+"""The streams: the only file that knows XADD and XREADGROUP.
+
+A stream `events:<service>:<partition>` holds the window of the log that the service has not settled yet. Its entries have
+explicit ids `<position>-0`, so publishing is idempotent on every Redis version: a repeat is equal or smaller and refused.
+Redis may lose any of it at any time; whoever notices asks the relay's log, never Redis, what should be there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ResponseError
+
+if TYPE_CHECKING:
+    from shared.bus.log import LogEntry
+
+FIELD = "event"
+COMMAND_TIMEOUT_S = 2.0
+BLOCK_MS = 1000
+_POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
+
+# One atomic step on one key: compare the stream's last id with what the log says was published, then append.
+# ARGV: cursor, head, then position and event in turn. Answers {state, last position}.
+_PUBLISH = """
+local last = 0
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last = tonumber(string.match(info[i + 1], '^%d+')) end
+  end
+end
+if last < tonumber(ARGV[1]) then return {'behind', last} end
+if last > tonumber(ARGV[2]) then return {'ahead', last} end
+for i = 3, #ARGV, 2 do
+  if tonumber(ARGV[i]) > last then redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'event', ARGV[i + 1]) end
+end
+return {'published', last}
+"""
+
+# An empty stream that goes on behind `settled`, with its group, in one step: no reader ever sees it without the group.
+_REBUILD = """
+redis.call('DEL', KEYS[1])
+redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2] .. '-0', 'MKSTREAM')
+if ARGV[2] ~= '0' then redis.call('XSETID', KEYS[1], ARGV[2] .. '-0') end
+return 1
+"""
+
+
+class State(StrEnum):
+    """What the guard found when it compared the stream with the log."""
+
+    PUBLISHED = "published"
+    BEHIND = "behind"  # the stream lost entries: its last id is below the cursor
+    AHEAD = "ahead"  # somebody else wrote into it, or the log is older than the stream
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The guard's answer and the stream's last position before the call."""
+
+    state: State
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEntry:
+    """One entry as it was read. `position` is None when its id is not one that the relay gives."""
+
+    id: str
+    position: int | None
+    event: bytes | None
+
+
+class Streams(Protocol):
+    """What the relay and the consumer need of a stream server."""
+
+    async def publish(self, stream: str, cursor: int, head: int, entries: Sequence[LogEntry]) -> Published:
+        """Append what the stream does not have yet, unless its last id is outside [cursor, head]."""
+        ...
+
+    async def rebuild(self, stream: str, group: str, settled: int) -> None:
+        """Drop the stream and make it anew, empty, with its group, ready for `settled + 1`."""
+        ...
+
+    async def holds(self, stream: str, position: int) -> bool:
+        """Whether the entry at `position` is there."""
+        ...
+
+    async def trim(self, stream: str, settled: int) -> None:
+        """Delete every entry up to and including `settled`."""
+        ...
+
+    async def read_new(self, stream: str, group: str, consumer: str, count: int) -> list[StreamEntry]:
+        """Entries that no consumer of the group has had; waits up to about a second."""
+        ...
+
+    async def read_own(self, stream: str, group: str, consumer: str, after: str, count: int) -> list[StreamEntry]:
+        """Entries that this consumer was given and has not acknowledged, behind the id `after`."""
+        ...
+
+    async def read_range(self, stream: str, first: int, count: int) -> list[StreamEntry]:
+        """Entries from a position on, whoever they were given to."""
+        ...
+
+    async def claim_idle(self, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[StreamEntry]:
+        """Take over entries that some consumer has not acknowledged for `idle_ms`."""
+        ...
+
+    async def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:
+        """Acknowledge entries; unknown ids are ignored."""
+        ...
+
+    async def delete(self, stream: str, entry_id: str) -> None:
+        """Delete one entry that cannot be read; the relay finds the hole and publishes what belongs there."""
+        ...
+
+    async def give_back(self, stream: str, group: str, consumer: str) -> None:
+        """Let peers take this consumer's open entries at once; forget the consumer if it has none."""
+        ...
+
+    async def forget_idle(self, stream: str, group: str, idle_ms: int) -> None:
+        """Delete consumers that have nothing open and have not been seen for `idle_ms`."""
+        ...
+
+    async def create_group(self, stream: str, group: str, settled: int) -> None:
+        """Create a missing group that goes on behind `settled`."""
+        ...
+
+    async def report(self, board: str, values: dict[str, int]) -> None:
+        """Store numbers on a board that the other side reads."""
+        ...
+
+    async def board(self, board: str) -> dict[str, int]:
+        """All numbers of a board; what is not a number is left out."""
+        ...
+
+    async def ping(self) -> None:
+        """Raise unless the server answers."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection."""
+        ...
+
+
+def stream_name(service: str, partition: int) -> str:
+    """The stream of a service and partition."""
+    return f"events:{service}:{partition}"
+
+
+class RedisStreams:
+    """Streams on Redis ≥ 6.2 or Valkey."""
+
+    def __init__(self, url: str, client_name: str) -> None:
+        """Two clients: a blocking read must neither time out early nor hold up a command."""
+        # redis-py 8 retries ten times behind the caller's back: XADDs twice, blocking reads again and again. Our own
+        # loops retry, so the client never does.
+        never = Retry(NoBackoff(), 0)
+        self._commands = Redis.from_url(
+            url,
+            protocol=2,
+            retry=never,
+            socket_timeout=COMMAND_TIMEOUT_S,
+            socket_connect_timeout=COMMAND_TIMEOUT_S,
+            socket_keepalive=True,
+            health_check_interval=15,
+            client_name=client_name,
+        )
+        self._blocking = Redis.from_url(
+            url,
+            protocol=2,
+            retry=never,
+            socket_timeout=BLOCK_MS / 1000 + 5,
+            socket_connect_timeout=COMMAND_TIMEOUT_S,
+            socket_keepalive=True,
+            client_name=f"{client_name}-reader",
+        )
+        self._publish = self._commands.register_script(_PUBLISH)
+        self._rebuild = self._commands.register_script(_REBUILD)
+
+    async def publish(self, stream: str, cursor: int, head: int, entries: Sequence[LogEntry]) -> Published:
+        arguments: list[int | str] = [cursor, head]
+        for entry in entries:
+            arguments += (entry.position, entry.event)
+        state, last = await cast("Awaitable[Any]", self._publish(keys=[stream], args=arguments))
+        return Published(State(state.decode()), int(last))
+
+    async def rebuild(self, stream: str, group: str, settled: int) -> None:
+        await cast("Awaitable[Any]", self._rebuild(keys=[stream], args=[group, settled]))
+
+    async def holds(self, stream: str, position: int) -> bool:
+        return bool(await self._commands.xrange(stream, f"{position}-0", f"{position}-0", count=1))
+
+    async def trim(self, stream: str, settled: int) -> None:
+        await self._commands.xtrim(stream, minid=f"{settled + 1}-0", approximate=False)
+
+    async def read_new(self, stream: str, group: str, consumer: str, count: int) -> list[StreamEntry]:
+        answer = await self._blocking.xreadgroup(group, consumer, {stream: ">"}, count=count, block=BLOCK_MS)
+        return _entries_of(answer)
+
+    async def read_own(self, stream: str, group: str, consumer: str, after: str, count: int) -> list[StreamEntry]:
+        return _entries_of(await self._commands.xreadgroup(group, consumer, {stream: after}, count=count))
+
+    async def read_range(self, stream: str, first: int, count: int) -> list[StreamEntry]:
+        return [_entry(*item) for item in await self._commands.xrange(stream, f"{first}-0", "+", count=count)]
+
+    async def claim_idle(self, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[StreamEntry]:
+        claimed: list[StreamEntry] = []
+        cursor = b"0-0"
+        while True:
+            answer = await self._commands.xautoclaim(stream, group, consumer, idle_ms, cursor, count=count)
+            # Redis 7 drops trimmed entries itself and names them in a third element; 6.2 hands out nil for them.
+            claimed += [_entry(*item) for item in answer[1] if item and item[0] is not None]
+            cursor = answer[0]
+            if cursor == b"0-0" or len(claimed) >= count:
+                return claimed
+
+    async def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:
+        if ids:
+            await self._commands.xack(stream, group, *ids)
+
+    async def give_back(self, stream: str, group: str, consumer: str) -> None:
+        first, batch = "-", 500
+        while ids := await self._open_ids(stream, group, consumer, first, batch):
+            # Claiming for oneself with a large idle time changes nothing but that: a peer's next sweep takes them.
+            await self._commands.xclaim(stream, group, consumer, 0, ids, idle=3_600_000, justid=True)
+            first = f"({ids[-1]}"
+        if first != "-":
+            return
+        # Only with nothing open: XGROUP DELCONSUMER drops open entries for ever.
+        await self._commands.xgroup_delconsumer(stream, group, consumer)
+
+    async def _open_ids(self, stream: str, group: str, consumer: str, first: str, count: int) -> list[str]:
+        entries = await self._commands.xpending_range(stream, group, first, "+", count, consumername=consumer)
+        return [entry["message_id"].decode() for entry in entries]
+
+    async def delete(self, stream: str, entry_id: str) -> None:
+        await self._commands.xdel(stream, entry_id)
+
+    async def forget_idle(self, stream: str, group: str, idle_ms: int) -> None:
+        for consumer in await self._commands.xinfo_consumers(stream, group):
+            if consumer["pending"] == 0 and consumer["idle"] > idle_ms:
+                await self._commands.xgroup_delconsumer(stream, group, consumer["name"])
+
+    async def create_group(self, stream: str, group: str, settled: int) -> None:
+        try:
+            await self._commands.xgroup_create(stream, group, id=f"{settled}-0", mkstream=True)
+        except ResponseError as error:
+            # Somebody else was faster, which is as good. redis-py has no class for this reply.
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    async def report(self, board: str, values: dict[str, int]) -> None:
+        await cast("Awaitable[int]", self._commands.hset(board, mapping=cast("Any", values)))
+
+    async def board(self, board: str) -> dict[str, int]:
+        values = await cast("Awaitable[dict[bytes, bytes]]", self._commands.hgetall(board))
+        return {
+            name.decode(errors="replace"): int(value)
+            for name, value in values.items()
+            if value.isdigit() and len(value) < 19
+        }
+
+    async def ping(self) -> None:
+        await cast("Awaitable[bool]", self._commands.ping())
+
+    async def close(self) -> None:
+        await self._commands.aclose()
+        await self._blocking.aclose()
+
+
+def _entries_of(answer: Any) -> list[StreamEntry]:
+    return [_entry(*item) for _, items in answer or () for item in items]
+
+
+def _entry(entry_id: bytes, fields: dict[bytes, bytes] | None) -> StreamEntry:
+    match = _POSITION.fullmatch(entry_id)
+    # An entry trimmed while it was open comes without fields.
+    event = fields.get(FIELD.encode()) if fields else None
+    return StreamEntry(entry_id.decode(), int(match[1]) if match else None, event)

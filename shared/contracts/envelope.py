@@ -1,0 +1,68 @@
+"""The envelope of every event: CloudEvents 1.0 in structured JSON.
+
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+
+SPEC_VERSION = "1.0"
+DATA_CONTENT_TYPE = "application/json"
+
+
+def rfc3339(instant: datetime) -> str:
+    """The instant as RFC 3339 UTC with microseconds, such as `2026-01-31T09:15:00.123456Z`."""
+    return instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+Instant = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
+
+
+class Envelope(BaseModel):
+    """One event as it travels. Unknown attributes are ignored, so that newer writers do not break older readers."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    specversion: Literal["1.0"] = SPEC_VERSION
+    id: UUID
+    source: str = Field(min_length=1, max_length=200)
+    type: str = Field(min_length=1, max_length=100)
+    subject: str = Field(min_length=1, max_length=100, description="the order's id")
+    time: Instant
+    datacontenttype: Literal["application/json"] = DATA_CONTENT_TYPE
+    dataschema: str = Field(min_length=1, max_length=200)
+    orderversion: int = Field(ge=1, description="1, 2, 3 … per order: a reader applies only what is newer")
+    traceparent: str | None = None
+    data: dict[str, Any]
+
+    @property
+    def major(self) -> int:
+        """The major version of the data, from the end of `dataschema` (`…/order.completed/1`)."""
+        tail = self.dataschema.rsplit("/", 1)[-1].split(".", 1)[0]
+        return int(tail) if tail.isdecimal() else 0
+
+
+class UnreadableEvent(ValueError):  # noqa: N818 - a fact about the bytes, found in the dead letters under this name
+    """The bytes are not an event: not JSON, not an object, or a required attribute is missing or wrong."""
+
+
+def decode(raw: bytes | str) -> Envelope:
+    """Read an event from its bytes; raises `UnreadableEvent` with one line that says what is wrong."""
+    try:
+        return Envelope.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "event"
+        raise UnreadableEvent(f"{place}: {first['msg']}") from error
+    except RecursionError as error:
+        raise UnreadableEvent("event: nested too deeply") from error
+
+
+def encode(event: Envelope) -> str:
+    """The bytes on the wire, compact; absent attributes are left out."""
+    return event.model_dump_json(exclude_none=True)

@@ -1,0 +1,1 @@
+"""What every process stands on: settings, time, the database, errors, supervision, telemetry."""

@@ -1,0 +1,119 @@
+"""The database: one engine per process, and the only place (with group commit) that commits."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
+
+from shared.runtime.errors import Action, CommitUnknown, classify, sqlstate
+
+COMMAND_TIMEOUT_S = 6.0  # one above the role's statement_timeout, so that the server answers first
+CONNECT_TIMEOUT_S = 5.0
+POOL_TIMEOUT_S = 5.0
+CONFLICT_RETRIES = 3
+CONFLICTS = (
+    "40001",
+    "40P01",
+)  # serialization_failure, deadlock_detected: nothing happened, the same again may work
+
+Result = TypeVar("Result")
+
+
+class Database:
+    """A pool of connections to one Postgres database.
+
+    Nothing is kept in a session between transactions, so PgBouncer in transaction mode may stand in between.
+    """
+
+    def __init__(self, url: str, application_name: str, pool_size: int) -> None:
+        """Prepare the pool; connections are opened when they are needed, not here."""
+        self.engine: AsyncEngine = create_async_engine(
+            asyncpg_url(url),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=POOL_TIMEOUT_S,
+            pool_recycle=1800,
+            connect_args={
+                "timeout": CONNECT_TIMEOUT_S,
+                "command_timeout": COMMAND_TIMEOUT_S,
+                "server_settings": {"application_name": application_name, "jit": "off"},
+            },
+        )
+        self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits at the end of the block and rolls back on any exception.
+
+        Raises `CommitUnknown` when the connection breaks while COMMIT is on its way.
+        """
+        async with self.engine.connect() as connection:
+            transaction = await connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                await _rollback(transaction)
+                raise
+            await _commit(transaction)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for single statements, each its own transaction: no BEGIN, no COMMIT, no round trips for them."""
+        async with self._autocommit.connect() as connection:
+            yield connection
+
+    async def run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Run `work` in a transaction; deadlocks and serialization failures are tried again at most three times."""
+        for attempt in range(1, CONFLICT_RETRIES + 1):
+            try:
+                async with self.transaction() as connection:
+                    return await work(connection)
+            except DBAPIError as error:
+                # Postgres undid everything and says that the same may work now: the only errors repeated here.
+                if sqlstate(error) not in CONFLICTS:
+                    raise
+            await asyncio.sleep(random.uniform(0.005, 0.02) * 2**attempt)  # noqa: S311 - jitter
+        async with self.transaction() as connection:
+            return await work(connection)
+
+    async def ping(self) -> None:
+        """Raise unless the database answers a query."""
+        async with self.reading() as connection:
+            await connection.execute(text("SELECT 1"))
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self.engine.dispose()
+
+
+def asyncpg_url(url: str) -> str:
+    """The URL as SQLAlchemy wants it: its default Postgres driver is another one than ours."""
+    scheme, rest = url.split("://", 1)
+    return f"postgresql+asyncpg://{rest}" if scheme in {"postgres", "postgresql"} else url
+
+
+async def _commit(transaction: AsyncTransaction) -> None:
+    try:
+        await transaction.commit()
+    except Exception as error:
+        # A refusal by the server (a deferred constraint, say) is certain. A broken connection is not: the COMMIT may
+        # have arrived. Whoever began the transaction must read back before doing anything else.
+        if classify(error) is Action.RECONNECT:
+            raise CommitUnknown(str(error)) from error
+        raise
+
+
+async def _rollback(transaction: AsyncTransaction) -> None:
+    try:
+        await transaction.rollback()
+    except Exception as error:
+        # The connection that broke the transaction cannot answer ROLLBACK either; the server rolls back by itself.
+        if classify(error) is Action.UNKNOWN:
+            raise

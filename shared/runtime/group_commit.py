@@ -1,0 +1,143 @@
+"""Group commit: commands that arrive while a transaction runs form the next one.
+
+One transaction serves a whole batch, so locks and the disk's fsync are paid once per batch instead of once per command.
+There is no timer: an idle system starts a batch of one at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import override
+
+from shared.runtime import metrics
+from shared.runtime.db import Database
+from shared.runtime.errors import CommitUnknown, is_infrastructure
+from shared.runtime.supervision import Loop, brief
+
+log = structlog.get_logger()
+
+Command = TypeVar("Command")
+Result = TypeVar("Result")
+
+Execute = Callable[[AsyncConnection, Sequence[Command]], Awaitable[Sequence[Result]]]
+Recall = Callable[[AsyncConnection, Command], Awaitable[Result | None]]
+
+MAX_BATCH = 256
+
+
+class GroupCommit(Loop, Generic[Command, Result]):
+    """Runs commands in batches, one transaction a batch.
+
+    `execute` gets the commands in arrival order and returns one result each, in that order. A batch that fails is
+    repeated command by command, so one bad command never fails the others. When the answer to COMMIT is lost, `recall`
+    reads back what became of a command: its result, or None when it was not committed (it is then run again).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        db: Database,
+        execute: Execute[Command, Result],
+        recall: Recall[Command, Result],
+        *,
+        after_commit: Callable[[], None] = lambda: None,
+        max_batch: int = MAX_BATCH,
+    ) -> None:
+        """Nothing runs before `run` does."""
+        super().__init__(name)
+        self._db = db
+        self._execute = execute
+        self._recall = recall
+        self._after_commit = after_commit
+        self._max_batch = max_batch
+        self._queue: deque[tuple[Command, asyncio.Future[Result]]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """How many commands wait for the next batch."""
+        return len(self._queue)
+
+    async def submit(self, command: Command) -> Result:
+        """Run `command` in the next batch; returns after its COMMIT. Raises what its own transaction raised."""
+        if self.stopping:
+            raise ConnectionAbortedError(f"{self.name} has stopped")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append((command, future))
+        self.wake()
+        return await future
+
+    @override
+    async def run_once(self) -> int:
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._max_batch))]
+        if batch:
+            metrics.BATCH_SIZE.labels(self.name).observe(len(batch))
+            await self._run_batch(batch)
+        return len(batch)
+
+    @override
+    async def finish(self) -> None:
+        while await self.run_once():
+            self.beat()
+
+    async def _run_batch(self, batch: list[tuple[Command, asyncio.Future[Result]]]) -> None:
+        commands = [command for command, _ in batch]
+        try:
+            results = await self._db.run(lambda connection: self._execute(connection, commands))
+        except CommitUnknown as error:
+            await self._read_back(batch, error)
+        except Exception as error:
+            await self._split(batch, error)
+        except BaseException as error:
+            _fail(batch, ConnectionAbortedError(brief(error)))
+            raise
+        else:
+            self._after_commit()
+            for (_, future), result in zip(batch, results, strict=True):
+                _answer(future, result)
+
+    async def _split(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: Exception) -> None:
+        # A server that is away fails every command alike, so only an error of the work itself is worth a second look.
+        if len(batch) == 1 or is_infrastructure(error):
+            _fail(batch, error)
+            return
+        log.warning(
+            "batch failed, each command runs alone", group=self.name, size=len(batch), error=brief(error)
+        )
+        for item in batch:
+            await self._run_batch([item])
+
+    async def _read_back(
+        self, batch: list[tuple[Command, asyncio.Future[Result]]], error: CommitUnknown
+    ) -> None:
+        log.warning("commit unknown, reading back", group=self.name, size=len(batch))
+        again = []
+        for command, future in batch:
+            try:
+                async with self._db.reading() as connection:
+                    result = await self._recall(connection, command)
+            except Exception:  # noqa: BLE001 - whatever it was, the outcome stays unknown and the caller must know that
+                _fail([(command, future)], error)
+                continue
+            if result is None:
+                again.append((command, future))
+            else:
+                _answer(future, result)
+        self._after_commit()
+        self._queue.extendleft(reversed(again))
+
+
+def _answer(future: asyncio.Future[Result], result: Result) -> None:
+    if not future.done():  # its waiter may have been cancelled meanwhile
+        future.set_result(result)
+
+
+def _fail(batch: list[tuple[Command, asyncio.Future[Result]]], error: Exception) -> None:
+    for _, future in batch:
+        if not future.done():
+            future.set_exception(error)

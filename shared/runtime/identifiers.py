@@ -1,0 +1,32 @@
+"""Identifiers: UUIDv7 and the prefixed ids made from it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+
+_BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's alphabet, lower case
+_PREFIXED = re.compile(r"[a-z]{2,8}_[0-9a-hjkmnp-tv-z]{26}")
+
+
+def uuid7() -> uuid.UUID:
+    """A UUID that sorts by its millisecond of creation (RFC 9562, section 5.7)."""
+    milliseconds = time.time_ns() // 1_000_000
+    random = int.from_bytes(os.urandom(10))
+    value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 68) << 64
+    value |= 0b10 << 62 | random & (1 << 62) - 1
+    return uuid.UUID(int=value)
+
+
+def new_id(prefix: str) -> str:
+    """An opaque id such as `ord_01jd…`: the prefix and a UUIDv7 in 26 base-32 characters; sorts by time."""
+    value = uuid7().int
+    digits = [_BASE32[value >> shift & 31] for shift in range(125, -1, -5)]
+    return f"{prefix}_{''.join(digits)}"
+
+
+def is_id(prefix: str, text: str) -> bool:
+    """Whether `text` could be an id that `new_id(prefix)` made."""
+    return text.startswith(f"{prefix}_") and _PREFIXED.fullmatch(text) is not None

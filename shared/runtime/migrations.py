@@ -1,0 +1,63 @@
+"""Migrations: one alembic history per service, run as the database's owner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from shared.runtime.db import asyncpg_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from sqlalchemy import Connection, MetaData
+
+UPGRADE_LOCK = 0x6F72646572  # "order": any constant, the same in every replica that starts at the same time
+
+
+def run_from_environment(metadata: Sequence[MetaData], context: EnvironmentContext) -> None:
+    """The body of every `migrations/env.py`: migrate over the connection that `upgrade` opened."""
+    connection: Connection = context.config.attributes["connection"]
+    context.configure(connection=connection, target_metadata=list(metadata), transaction_per_migration=False)
+    with context.begin_transaction():
+        # Held until the transaction ends: replicas that start together upgrade one after the other.
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
+        context.run_migrations()
+
+
+async def upgrade(url: str, directory: Path) -> None:
+    """Bring the database to the newest revision of the history in `directory`."""
+    await _with_connection(
+        url, lambda connection: command.upgrade(configuration(directory, connection), "head")
+    )
+
+
+async def check(url: str, directory: Path) -> None:
+    """Raise when the declared tables and the migrated ones differ."""
+    await _with_connection(url, lambda connection: command.check(configuration(directory, connection)))
+
+
+def configuration(directory: Path, connection: Connection | None = None) -> Config:
+    """Alembic's configuration for one service, without an ini file."""
+    config = Config()
+    config.set_main_option("script_location", str(directory))
+    config.set_main_option("path_separator", "os")
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+async def _with_connection(url: str, work: Callable[[Connection], None]) -> None:
+    engine = create_async_engine(asyncpg_url(url), poolclass=NullPool, connect_args={"timeout": 10.0})
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(work)
+    finally:
+        await engine.dispose()

@@ -1,0 +1,103 @@
+"""Settings: environment variables with the service's prefix, checked at start."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn, TypeVar
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode
+
+EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration; a supervisor need not try again
+
+Keys = Annotated[tuple[SecretStr, ...], NoDecode]
+
+
+class ServiceSettings(BaseSettings):
+    """What every service needs; each reads it with its own prefix, such as `EMAIL_DATABASE_URL`.
+
+    A secret may also come from a file: `<PREFIX>SECRETS_DIR/<prefix><name>`, the layout of Docker and Kubernetes.
+    """
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(ge=1, le=65535, description="port to listen on")
+    database_url: SecretStr = Field(description="postgresql://user:password@host:port/database")
+    migrator_database_url: SecretStr | None = Field(
+        None, description="the same database as its owner, for migrate"
+    )
+    database_pool_size: int = Field(8, ge=2, le=200, description="connections to Postgres at the most")
+    redis_url: SecretStr = Field(description="redis://[user:password@]host:port[/db]")
+    consumer_name: str = Field(
+        default_factory=socket.gethostname,
+        min_length=1,
+        max_length=200,
+        description="unique per replica and stable over restarts, so that a restart finds its own entries",
+    )
+    ops_keys: Keys = Field((), description="keys that open /ops, comma separated")
+    api_keys: Keys = Field((), description="keys that open the service's own API, comma separated")
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    docs_enabled: bool = Field(True, description="serve /docs, /openapi.json and /asyncapi.json")
+    drain_s: float = Field(0.0, ge=0, le=60, description="seconds between answering not-ready and stopping")
+
+    @field_validator("ops_keys", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return (
+            tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
+        )
+
+    @field_validator("database_url", "migrator_database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and not value.get_secret_value().startswith(
+            ("postgresql://", "postgres://", "postgresql+asyncpg://")
+        ):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+
+AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
+
+
+def load(kind: type[AnySettings]) -> AnySettings:
+    """Read the settings from the environment; stop the process with one line when they cannot be used."""
+    prefix = str(kind.model_config.get("env_prefix", ""))
+    directory = os.environ.get(f"{prefix}SECRETS_DIR")
+    if directory and not Path(directory).is_dir():
+        stop(f"{prefix}SECRETS_DIR: {directory} is not a directory")
+    try:
+        return kind(_secrets_dir=directory)  # type: ignore[call-arg]  # pydantic-settings' own argument
+    except ValidationError as error:
+        stop(
+            "; ".join(
+                _complaint(prefix, detail) for detail in error.errors(include_input=False, include_url=False)
+            )
+        )
+
+
+def stop(message: str) -> NoReturn:
+    """End the process because of its configuration, with one line on stderr."""
+    sys.stderr.write(f"configuration: {message}\n")
+    raise SystemExit(EX_CONFIG)
+
+
+def _complaint(prefix: str, detail: object) -> str:
+    if not isinstance(detail, dict):
+        raise TypeError(detail)
+    name = prefix + "_".join(str(part) for part in detail["loc"]).upper()
+    return (
+        f"{name} is not set"
+        if detail["type"] == "missing"
+        else f"{name}: {detail['msg'].removeprefix('Value error, ')}"
+    )

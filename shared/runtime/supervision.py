@@ -1,0 +1,233 @@
+"""Loops that live as long as the process, and the one task group in which they and the HTTP server live and die together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import structlog
+import uvicorn
+from typing_extensions import override
+
+from shared.runtime import metrics
+from shared.runtime.errors import is_infrastructure
+
+if TYPE_CHECKING:
+    import socket
+
+    from starlette.types import ASGIApp
+
+log = structlog.get_logger()
+
+STALLED_AFTER_S = 30.0  # longer than any single step may take, longer than a starved event loop sleeps
+GRACEFUL_S = 25  # above the longest charge: uvicorn cancels what still runs after it
+
+
+class Loop(ABC):
+    """Something that is done again and again until the process stops.
+
+    `run` loops, waits and survives; `run_once` does one step and says how much it did. Tests call `run_once`.
+    """
+
+    idle_s = 1.0  # pause after a step that found nothing to do
+    failure_s = 1.0  # pause after a step that failed
+
+    def __init__(self, name: str) -> None:
+        """Name the loop, as it is shown in health, logs and metrics."""
+        self.name = name
+        self.stopping = False
+        self._wake = asyncio.Event()
+        self._last_beat = monotonic()
+
+    @abstractmethod
+    async def run_once(self) -> int:
+        """Do one step; return how many things were done (0: nothing to do, wait a little)."""
+
+    async def run(self) -> None:
+        """Step until `stop`; no failure of a step ends the loop."""
+        while not self.stopping:
+            self.beat()
+            try:
+                pause = 0.0 if await self.run_once() else self.idle_s
+            except Exception as error:
+                pause = self.failed(error)
+            if pause:
+                await self.wait(pause)
+        await self.finish()
+
+    def failed(self, error: Exception) -> float:
+        """Report a failed step and return the seconds to wait before the next."""
+        metrics.LOOP_FAILURES.labels(self.name, type(error).__name__).inc()
+        if is_infrastructure(error):
+            # A server is away or busy. It comes back by itself: one line, no stack trace.
+            log.warning("step failed", loop=self.name, error=brief(error))
+        else:
+            # Nobody foresaw this one: somebody has to read the stack trace.
+            log.error("step failed unexpectedly", loop=self.name, exc_info=error)
+        return self.failure_s
+
+    async def finish(self) -> None:
+        """Called once after the last step, before the process lets go of its connections."""
+
+    def stop(self) -> None:
+        """Ask the loop to end after the step that it is in."""
+        self.stopping = True
+        self.wake()
+
+    def wake(self) -> None:
+        """End the current pause: there is something to do."""
+        self._wake.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Pause for `seconds`, or until `wake` or `stop`."""
+        if not self.stopping:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._wake.wait()
+        self._wake.clear()
+
+    def beat(self) -> None:
+        """Note that the loop makes progress."""
+        self._last_beat = monotonic()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the loop has made no step for longer than any step may take."""
+        return monotonic() - self._last_beat > STALLED_AFTER_S
+
+
+class Family(Loop):
+    """A loop that keeps one group of child loops per key running: partitions and subscriptions come and go at run time."""
+
+    idle_s = 1.0
+
+    def __init__(self, name: str) -> None:
+        """Start without children."""
+        super().__init__(name)
+        self.children: dict[str, Sequence[Loop]] = {}
+
+    @abstractmethod
+    async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:
+        """The keys that should have children now, and how to make them."""
+
+    @override
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            await super().run()
+            for loop in self._loops():
+                loop.stop()
+
+    @override
+    async def run_once(self) -> int:
+        wanted = await self.wanted()
+        for key in self.children.keys() - wanted.keys():
+            for loop in self.children.pop(key):
+                loop.stop()
+        for key in wanted.keys() - self.children.keys():
+            self.children[key] = wanted[key]()
+            for loop in self.children[key]:
+                self._group.create_task(_run_for_life(loop), name=loop.name)
+        return 0
+
+    @property
+    @override
+    def stalled(self) -> bool:
+        return super().stalled or any(loop.stalled for loop in self._loops())
+
+    def wake_children(self) -> None:
+        """End the pauses of all children."""
+        for loop in self._loops():
+            loop.wake()
+
+    def _loops(self) -> list[Loop]:
+        return [loop for loops in self.children.values() for loop in loops]
+
+
+def brief(error: BaseException) -> str:
+    """An error as one short line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handlers: the supervisor decides when to stop."""
+
+    @contextlib.contextmanager
+    @override
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def http_server(app: ASGIApp) -> Server:
+    """The HTTP server of a service: one worker, no access log, bounded graceful stop."""
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=65,  # above the 60 s after which common proxies drop an idle connection
+        timeout_graceful_shutdown=GRACEFUL_S,
+        loop="uvloop",
+        http="httptools",
+    )
+    return Server(config)
+
+
+async def supervise(
+    server: Server,
+    listener: socket.socket,
+    loops: Sequence[Loop],
+    foundations: Sequence[Loop],
+    *,
+    drain_s: float = 0.0,
+    on_drain: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; end everything when any loop dies, so that no zombie answers 200.
+
+    `foundations` serve the requests and the loops: they stop after them.
+    """
+    asked = asyncio.Event()
+    running = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, asked.set)
+    async with asyncio.TaskGroup() as lower:
+        for loop in foundations:
+            lower.create_task(_run_for_life(loop), name=loop.name)
+        async with asyncio.TaskGroup() as upper:
+            for loop in loops:
+                upper.create_task(_run_for_life(loop), name=loop.name)
+            upper.create_task(_serve_for_life(server, listener), name="http")
+            await _wait_for_end(asked, server)
+            on_drain()
+            if asked.is_set() and drain_s:
+                await asyncio.sleep(drain_s)
+            for loop in loops:
+                loop.stop()
+            server.should_exit = True
+        for loop in foundations:
+            loop.stop()
+
+
+async def _wait_for_end(asked: asyncio.Event, server: Server) -> None:
+    await asked.wait()
+    log.info("stopping", reason="signal", requests=len(server.server_state.tasks))
+
+
+async def _serve_for_life(server: Server, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+    if not server.should_exit:
+        raise RuntimeError("the HTTP server ended by itself")
+
+
+async def _run_for_life(loop: Loop) -> None:
+    await loop.run()
+    if not loop.stopping:
+        raise RuntimeError(f"loop {loop.name} ended by itself")

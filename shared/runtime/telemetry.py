@@ -1,0 +1,70 @@
+"""Logs: structlog for our own lines and everybody else's, JSON in production, colours on a terminal."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import TYPE_CHECKING
+
+import structlog
+
+if TYPE_CHECKING:
+    from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SECRET_NAMES = re.compile(
+    r"password|secret|token|authorization|api_key|payment_method|card|email", re.IGNORECASE
+)
+_DIGITS = re.compile(r"\b(?:\d[ -]?){13,19}\b")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+
+
+def configure(service: str, *, form: str, level: str) -> None:
+    """Send every log line of the process to stderr in the chosen form (`json` or `console`)."""
+    structlog.contextvars.bind_contextvars()
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name(service),
+        structlog.processors.format_exc_info if form == "json" else _keep,
+        redact,
+    ]
+    structlog.configure(
+        processors=[*before, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )
+    renderer: Processor = (
+        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processor=renderer))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx", "httpcore", "asyncio", "uvicorn.error", "mail.log", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """Blank what must not reach a log: values under telling names, card numbers, credentials in URLs."""
+    for name, value in event.items():
+        if _SECRET_NAMES.search(name):
+            event[name] = "[redacted]"
+        elif isinstance(value, str):
+            event[name] = _CREDENTIALS.sub("[redacted]@", _DIGITS.sub("[redacted]", value))
+    return event
+
+
+def _name(service: str) -> Processor:
+    def add(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event.setdefault("service", service)
+        return event
+
+    return add
+
+
+def _keep(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return event
