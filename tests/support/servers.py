@@ -1,0 +1,86 @@
+"""Real servers for tests: one Postgres and one Valkey per session, a fresh database for whoever asks."""
+
+import secrets
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from deploy.local import postgres, valkey
+
+NewDatabase = Callable[[], Awaitable[str]]
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """Where this session's servers keep data and logs; gone at its end."""
+    folder = Path(tempfile.mkdtemp(prefix="orderstream-tests-"))
+    # Postgres may have to run as another user, who must be able to pass through.
+    folder.chmod(0o711)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def postgres_url(server_folder: Path) -> AsyncIterator[str]:
+    """A superuser's DSN. The server forgets everything in a crash of the machine, so it is fast."""
+    server = postgres.Postgres(
+        folder=server_folder / "postgres",
+        port=free_port(),
+        password=secrets.token_urlsafe(16),
+        log=server_folder / "postgres.log",
+        durable=False,
+    )
+    process = await postgres.start(server)
+    yield server.url
+    await postgres.stop(process)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def redis_url(server_folder: Path) -> AsyncIterator[str]:
+    """A Valkey of this session's own; whoever needs it empty says FLUSHALL."""
+    server = valkey.Valkey(
+        folder=server_folder / "valkey",
+        port=free_port(),
+        log=server_folder / "valkey.log",
+        durable=False,
+    )
+    process = await valkey.start(server)
+    yield server.url
+    await valkey.stop(process)
+
+
+@pytest_asyncio.fixture(scope="session")
+async def new_database(postgres_url: str) -> NewDatabase:
+    """Call it for the DSN of an empty database; the server takes all of them along at the end."""
+
+    async def create() -> str:
+        name = f"test_{secrets.token_hex(6)}"
+        connection = await asyncpg.connect(postgres_url)
+        try:
+            await connection.execute(f"CREATE DATABASE {name}")
+        finally:
+            await connection.close()
+        return urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
+
+    return create
+
+
+@pytest_asyncio.fixture(scope="module")
+async def database_url(new_database: NewDatabase) -> str:
+    """The DSN of a database that is this test module's own."""
+    return await new_database()
+
+
+def free_port() -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
