@@ -44,6 +44,7 @@ def serve(settings: Settings, ledger: Ledger) -> None:
         lifespan="off",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         log_level="warning",
         timeout_graceful_shutdown=5,
     )

@@ -8,6 +8,7 @@ import base64
 import hmac
 import os
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +80,7 @@ class Api:
         key = headers.get(b"idempotency-key") if method == "POST" else None
         if key is None:
             return await self._run(operation, call, scope, receive)
-        call.claim = Claim(key.decode("latin-1"), path, fingerprint(pairs))
+        call.claim = Claim(key.decode("latin-1"), sys.intern(path), fingerprint(pairs))
         return await self._run_once(operation, call, scope, receive)
 
     async def _run_once(self, operation: Operation, call: Call, scope: Any, receive: Any) -> Answer | None:

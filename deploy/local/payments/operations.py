@@ -1,5 +1,6 @@
 """What each call of the API does: parameters in, ledger changed, answer out."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -220,7 +221,7 @@ def _currency(form: Form) -> str:
     currency = required_text(form, "currency").lower()
     if currency not in CURRENCIES:
         raise InvalidRequest(f"Invalid currency: {currency}", param="currency")
-    return currency
+    return sys.intern(currency)
 
 
 def _metadata(form: Form) -> dict[str, str]:
@@ -254,7 +255,7 @@ def _attach(intent: Intent, form: Form) -> None:
     payment_method = text(form, "payment_method")
     if payment_method is not None:
         find_card(payment_method)
-        intent.payment_method = payment_method
+        intent.payment_method = sys.intern(payment_method)
 
 
 def _refuse_card_data(form: Form) -> None:
