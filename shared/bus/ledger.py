@@ -83,12 +83,12 @@ progress = Table(
 consumer_control = Table(
     "consumer_control",
     ledger_tables,
-    Column("only", Boolean, primary_key=True, server_default=text("true")),
+    Column("singleton", Boolean, primary_key=True, server_default=text("true")),
     Column("paused", Boolean, nullable=False),
     Column("reason", Text, nullable=False),
     Column("changed_by", Text, nullable=False),
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
-    CheckConstraint("only", name="consumer_control_single_row"),
+    CheckConstraint("singleton", name="consumer_control_single_row"),
 )
 
 
@@ -333,7 +333,7 @@ class Ledger:
             text(
                 """
                 INSERT INTO consumer_control (paused, reason, changed_by) VALUES (:paused, :reason, :by)
-                ON CONFLICT (only) DO UPDATE
+                ON CONFLICT (singleton) DO UPDATE
                 SET paused = excluded.paused, reason = excluded.reason, changed_by = excluded.changed_by,
                     changed_at = now()
                 """
