@@ -1,1 +1,1 @@
-"""A mail server for development and tests that keeps everything and delivers nothing, with an inbox to look at."""
+"""A mail server for development and tests: keeps everything, delivers nothing, has an inbox to look at."""

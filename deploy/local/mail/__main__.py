@@ -14,7 +14,7 @@ from deploy.local.mail.store import Store, StoreError
 
 
 def main() -> int:
-    # uvicorn stops on these signals and then raises them once more: without this the exit code would say "killed".
+    # uvicorn stops on these signals, then raises them again: without this the exit code would say "killed".
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     try:
@@ -43,8 +43,7 @@ async def serve(settings: Settings, store: Store) -> None:
             timeout_graceful_shutdown=5,
         )
     )
-    sys.stdout.write(f"mail sandbox: http://{settings.host}:{settings.inbox_port} SMTP {settings.smtp_port}\n")
-    sys.stdout.flush()
+    print(f"mail sandbox: http://{settings.host}:{settings.inbox_port} SMTP {settings.smtp_port}", flush=True)
     await inbox.serve()
     smtp.close()
 

@@ -1,4 +1,4 @@
-"""Keeps other web pages out of the sandbox: security headers on every page, no requests sent by other sites."""
+"""Keeps other web pages out of the sandbox: security headers everywhere, no requests sent by other sites."""
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
@@ -17,7 +17,10 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] not in SAFE_METHODS and Headers(scope=scope).get("sec-fetch-site") not in OWN_SITES:
+        if (
+            scope["method"] not in SAFE_METHODS
+            and Headers(scope=scope).get("sec-fetch-site") not in OWN_SITES
+        ):
             await PlainTextResponse("refused: sent by another site's page", 403)(scope, receive, send)
             return
 

@@ -1,4 +1,4 @@
-"""The mails: one .eml file each and an index, both on disk; look-ups by recipient and Message-ID from memory."""
+"""The mails: one .eml file each and an index on disk; look-ups by recipient and Message-ID from memory."""
 
 import fcntl
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,9 @@ class Mail:
         return f"msg_{self.number:08d}"
 
 
+FIELDS = tuple(Mail.__dataclass_fields__)
+
+
 class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,6 +51,7 @@ class Store:
             os.close(self._index)
             raise StoreError(f"{folder} is in use by another mail sandbox: stop it first") from error
         self._next = 1
+        self._folder_made: Path | None = None
         self._forget()
         self._load()
 
@@ -55,14 +59,16 @@ class Store:
         return len(self._mails)
 
     def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> Mail:
-        """On disk when this returns: first the mail, then its index line, so that the index never promises too much."""
+        """On disk when this returns: first the mail, then its index line (which so never promises too much)."""
         subject, message_id = read_subject_and_id(raw)
         received_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         mail = Mail(self._next, sender, tuple(recipients), subject, message_id, received_at)
         path = self.path(mail)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.parent != self._folder_made:
+            path.parent.mkdir(exist_ok=True)
+            self._folder_made = path.parent
         path.write_bytes(raw)
-        self._write_index(asdict(mail))
+        self._write_index({name: getattr(mail, name) for name in FIELDS})
         self._remember(mail)
         return mail
 
@@ -99,6 +105,7 @@ class Store:
         self._write_index({"next": self._next})
         for folder in {self.path(mail).parent for mail in self._mails}:
             shutil.rmtree(folder)
+        self._folder_made = None
         self._forget()
         return count
 

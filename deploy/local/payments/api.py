@@ -1,6 +1,6 @@
 """The `/v1` half of the sandbox as a bare ASGI application: authentication, keys, faults and answers.
 
-Bare, because it shares its processor with the system under test: a framework would cost more than the charge itself.
+Bare, because it shares its processor with the system under test: a framework would cost more than a charge.
 """
 
 import asyncio
@@ -9,8 +9,8 @@ import hmac
 import os
 import re
 import sys
-from collections.abc import Callable
-from typing import Any
+
+from starlette.types import Receive, Scope, Send
 
 from deploy.local.payments import form, operations
 from deploy.local.payments.connection import reset_of
@@ -48,7 +48,7 @@ class Api:
         basic = base64.b64encode(f"{secret_key}:".encode())
         self._accepted = (b"Bearer " + secret_key.encode(), b"Basic " + basic)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._faults.hits(self._faults.active.refuse):
             reset_of(scope)()
@@ -65,11 +65,13 @@ class Api:
     def _authenticate(self, headers: dict[bytes, bytes]) -> None:
         given = headers.get(b"authorization", b"")
         if not given:
-            raise Unauthorized("You did not provide an API key: send it as `Authorization: Bearer <secret key>`.")
+            raise Unauthorized(
+                "You did not provide an API key: send it as `Authorization: Bearer <secret key>`."
+            )
         if not any(hmac.compare_digest(given, accepted) for accepted in self._accepted):
             raise Unauthorized("Invalid API Key provided.")
 
-    async def _answer(self, scope: Any, headers: dict[bytes, bytes], receive: Any) -> Answer | None:
+    async def _answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer | None:
         """None: a fault took the answer, the connection is gone."""
         method: str = scope["method"]
         path: str = scope["path"]
@@ -83,7 +85,9 @@ class Api:
         call.claim = Claim(key.decode("latin-1"), sys.intern(path), fingerprint(pairs))
         return await self._run_once(operation, call, scope, receive)
 
-    async def _run_once(self, operation: Operation, call: Call, scope: Any, receive: Any) -> Answer | None:
+    async def _run_once(
+        self, operation: Operation, call: Call, scope: Scope, receive: Receive
+    ) -> Answer | None:
         assert call.claim is not None  # noqa: S101 - for the type checker
         stored = self._ledger.stored_answer(call.claim)
         if stored is not None:
@@ -95,7 +99,7 @@ class Api:
             self._ledger.keys.release(call.claim)
         return await self._lose(call, answer, scope, receive)
 
-    async def _run(self, operation: Operation, call: Call, scope: Any, receive: Any) -> Answer | None:
+    async def _run(self, operation: Operation, call: Call, scope: Scope, receive: Receive) -> Answer | None:
         return await self._lose(call, await self._execute(operation, call), scope, receive)
 
     async def _execute(self, operation: Operation, call: Call) -> Answer:
@@ -104,7 +108,7 @@ class Api:
             await asyncio.sleep(latency_ms / 1000)
         return operation(call)
 
-    async def _lose(self, call: Call, answer: Answer, scope: Any, receive: Any) -> Answer | None:
+    async def _lose(self, call: Call, answer: Answer, scope: Scope, receive: Receive) -> Answer | None:
         loss = self._faults.loss() if call.moved_money else None
         match loss:
             case None:
@@ -115,11 +119,11 @@ class Api:
                 reset_of(scope)()
                 return None
             case "500":
-                # Stripe would store this 500 for the key. Then nobody could ever learn the outcome with that key, so
+                # Stripe would store this 500 for the key. Then nobody could learn the outcome with that key, so
                 # the stored answer is the true one and this 500 is given once.
                 return LOST_500
 
-    async def _outlasted(self, receive: Any) -> bool:
+    async def _outlasted(self, receive: Receive) -> bool:
         """Wait until the client goes (False) or the fault ends (True: the late answer is sent)."""
         gone = asyncio.ensure_future(_disconnected(receive))
         ended = asyncio.ensure_future(self._faults.ended())
@@ -145,7 +149,7 @@ def route(method: str, path: str) -> tuple[Operation, str]:
     return operation, object_id
 
 
-async def read_body(receive: Any) -> bytes:
+async def read_body(receive: Receive) -> bytes:
     message = await receive()
     body: bytes = message.get("body", b"")
     while message.get("more_body"):
@@ -158,7 +162,7 @@ async def read_body(receive: Any) -> bytes:
     return body
 
 
-async def respond(send: Any, answer: Answer, request: dict[bytes, bytes], version: bytes) -> None:
+async def respond(send: Send, answer: Answer, request: dict[bytes, bytes], version: bytes) -> None:
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(answer.body)),
@@ -174,7 +178,7 @@ async def respond(send: Any, answer: Answer, request: dict[bytes, bytes], versio
     await send({"type": "http.response.body", "body": answer.body})
 
 
-async def _disconnected(receive: Callable[[], Any]) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -54,7 +54,7 @@ AUTHENTICATION_REQUIRED = Decline(
 AUTHENTICATION_FAILED = Decline(
     "payment_intent_authentication_failure",
     None,
-    "We are unable to authenticate your payment method. Please choose a different payment method and try again.",
+    "We are unable to authenticate your payment method. Please choose a different one and try again.",
 )
 
 # Today's documentation spells some declines with `visa` and some without, older pages spell all without:
@@ -109,6 +109,6 @@ def refuse_number(value: str) -> None:
     digits = value.replace(" ", "").replace("-", "")
     if digits.isdigit() and len(digits) in PAN_DIGITS:
         raise InvalidRequest(
-            "Sending credit card numbers directly is unsafe: send a test payment method such as pm_card_visa.",
+            "Sending card numbers directly is unsafe: send a test payment method such as pm_card_visa.",
             param="payment_method",
         )

@@ -35,8 +35,8 @@ class Faults:
     seed               the same seed gives the same decisions to the same sequence of requests
     for_s              after this many seconds all of it ends by itself
 
-    The three `charge_then_…` hit the request that moves money (create with confirm, confirm, refund), whatever its outcome,
-    and never a replay: who asks again with the same key learns what happened.
+    The three `charge_then_…` hit the request that moves money (create with confirm, confirm, refund), whatever
+    its outcome, and never a replay: who asks again with the same key learns what happened.
     """
 
     latency_ms: int = 0
@@ -54,7 +54,7 @@ CALM = Faults()
 
 
 def read_faults(body: object) -> Faults:
-    """Strictly: unknown names, other types, rates outside 0..1 and times outside their limits raise FaultError."""
+    """Strictly: unknown names, other types and values outside their limits raise FaultError."""
     if not isinstance(body, dict):
         raise FaultError("body", "must be a JSON object")
     known = Faults.__dataclass_fields__
@@ -84,7 +84,12 @@ def _whole(value: object, name: str, smallest: int, largest: int) -> int:
 
 
 def _seconds(value: object) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 < value <= MAX_SECONDS:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+        and 0 < value <= MAX_SECONDS
+    ):
         return float(value)
     raise FaultError("for_s", f"must be a number of seconds, more than 0 and at most {MAX_SECONDS:.0f}")
 

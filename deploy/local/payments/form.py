@@ -1,4 +1,4 @@
-"""Form-encoded parameters with Stripe's nested keys (`metadata[order_id]`, `payment_method_types[]`, `expand[0]`)."""
+"""Form-encoded parameters with Stripe's nested keys (`metadata[order_id]`, `payment_method_types[]`)."""
 
 from functools import lru_cache
 from typing import TypeAlias
@@ -15,7 +15,7 @@ Pairs: TypeAlias = list[tuple[str, str]]
 
 
 def read_pairs(raw: bytes) -> Pairs:
-    """Does what urllib's parse_qsl does in a third of the time: names repeat, most values need no decoding."""
+    """urllib's parse_qsl in a third of the time: names repeat, and most values need no decoding."""
     try:
         fields = [field.partition("=") for field in raw.decode().split("&") if field]
         if len(fields) > MAX_FIELDS:

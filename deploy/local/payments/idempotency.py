@@ -1,4 +1,4 @@
-"""Idempotency keys as Stripe keeps them: first answer again, other parameters refused, one at a time, 24 hours."""
+"""Idempotency keys as Stripe keeps them: the first answer again, nothing else with that key, for 24 hours."""
 
 import hashlib
 from typing import NamedTuple
@@ -53,7 +53,7 @@ class Keys:
         if claim.key in self._running:
             message = (
                 f"There is currently another in-progress request using this Stripe-Idempotency-Key "
-                f"(that probably means you submitted twice, and the other request is still going through): {claim.key}"
+                f"(that probably means you submitted twice, the other request is still running): {claim.key}"
             )
             raise KeyInUse(message, code="idempotency_key_in_use")
         self._running.add(claim.key)
@@ -80,6 +80,6 @@ def _check_same(stored: Stored, claim: Claim) -> None:
         )
     if stored.fingerprint != claim.fingerprint:
         raise KeyMismatch(
-            "Keys for idempotent requests can only be used with the same parameters they were first used with. "
-            f"Try using a key other than '{claim.key}' if you meant to execute a different request."
+            "Keys for idempotent requests can only be used with the same parameters they were first used "
+            f"with. Try using a key other than '{claim.key}' if you meant to execute a different request."
         )

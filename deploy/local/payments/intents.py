@@ -89,7 +89,7 @@ def confirm(
 
 
 def authenticate(intent: Intent, *, passed: bool) -> None:
-    """The end of 3-D Secure: the customer passed (the card is charged) or failed (another method is needed)."""
+    """The end of 3-D Secure: passed (the card is charged) or failed (another method is needed)."""
     require_state(intent, frozenset({"requires_action"}), "authenticate")
     intent.action = None
     if passed and intent.payment_method is not None:
@@ -177,7 +177,7 @@ def render(intent: Intent) -> dict[str, Any]:
 
 
 def restore(body: dict[str, Any]) -> Intent:
-    """The inverse of `render`, for the replay of the journal (the key and the refunds are added by the ledger)."""
+    """The inverse of `render`, for the replay of the journal (the ledger adds key and refunds)."""
     return Intent(
         id=body["id"],
         amount=body["amount"],

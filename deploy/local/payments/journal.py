@@ -17,7 +17,7 @@ class JournalError(Exception):
 
 
 class Span(NamedTuple):
-    """Where a JSON text stands in the file: answers and event payloads are read back from here, not kept in memory."""
+    """Where a JSON text stands in the file: answers and event payloads are read from there, not kept."""
 
     offset: int
     length: int
@@ -41,7 +41,7 @@ class Journal:
         self._end = os.fstat(self._file).st_size
 
     def append(self, head: str, obj: bytes, body: bytes) -> Line:
-        """Write one line (`head` is a JSON object) with the kernel's guarantee that it survives this process."""
+        """Write one line (`head` is a JSON object), unbuffered: it survives the death of this process."""
         prefix = head[:-1].encode() + OBJECT
         line = b"".join((prefix, obj, BODY, body, END))
         start = self._end
@@ -64,7 +64,7 @@ class Journal:
         return os.pread(self._file, span.length, span.offset)
 
     def replay(self) -> Iterator[tuple[dict[str, Any], Line]]:
-        """Every line from the beginning; a torn last line (killed while writing, never answered) is cut off."""
+        """Every line from the beginning; a torn last line (killed while writing) is cut off."""
         offset = 0
         with self.path.open("rb") as file:
             for number, raw in enumerate(file, 1):

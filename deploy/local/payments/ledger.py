@@ -1,4 +1,4 @@
-"""All that happened: intents, refunds, events and answered keys, in memory for speed and in the journal for ever."""
+"""All that happened: intents, refunds, events, answered keys; in memory and, for ever, in the journal."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 
 
 class Ledger:
-    """Every `record_…` writes the journal first and touches memory afterwards: a failed write changed nothing."""
+    """Every `record_…` writes the journal first and memory afterwards: a failed write has changed nothing."""
 
     def __init__(self, journal: Journal, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -161,21 +161,23 @@ class Ledger:
         """Rebuild everything from the journal; the answer is the events that a webhook still owes."""
         owed: dict[str, None] = {}
         for record, line in self._journal.replay():
-            match record["op"]:
-                case "intent":
-                    self._replay_intent(record)
-                    self._replay_rest(record, line)
-                case "refund":
-                    self._put_refund(refunds.restore(record["body"]))
-                    self._replay_rest(record, line)
-                case "forget":
-                    self.keys.forget_all()
-                case "delivered":
-                    for event_id in record["object"]:
-                        owed.pop(event_id, None)
+            self._replay_one(record, line)
             if record.get("hook"):
                 owed[record["event"]] = None
+            elif record["op"] == "delivered":
+                for event_id in record["object"]:
+                    owed.pop(event_id, None)
         return [self.event(event_id) for event_id in owed]
+
+    def _replay_one(self, record: dict[str, Any], line: Line) -> None:
+        if record["op"] == "intent":
+            self._replay_intent(record)
+            self._replay_rest(record, line)
+        elif record["op"] == "refund":
+            self._put_refund(refunds.restore(record["body"]))
+            self._replay_rest(record, line)
+        elif record["op"] == "forget":
+            self.keys.forget_all()
 
     def _replay_intent(self, record: dict[str, Any]) -> None:
         intent = intents.restore(record["object"])

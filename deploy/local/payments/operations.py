@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from deploy.local.payments import intents, pages, refunds
 from deploy.local.payments.cards import find_card, refuse_number
@@ -109,7 +110,7 @@ def _confirm(call: Call, intent: Intent) -> Answer:
         off_session=flag(call.form, "off_session"),
         unlucky=call.faults.hits(call.faults.active.decline_rate),
         challenge_url=f"{call.origin}/3ds",
-        return_url=text(call.form, "return_url"),
+        return_url=_return_url(call.form),
     )
     call.moved_money = True
     return call.ledger.record_intent(intent, OUTCOMES[intent.status], call.claim)
@@ -239,11 +240,11 @@ def _check_methods(form: Form) -> None:
     """The sandbox is an account that takes cards and nothing else, captured at once."""
     methods = strings(form, "payment_method_types")
     if "payment_method_types" in form and methods != ["card"]:
-        raise InvalidRequest("This account takes the payment method type card only.", param="payment_method_types")
+        raise InvalidRequest("This account takes cards only.", param="payment_method_types")
     automatic = mapping(form, "automatic_payment_methods")
     refuse_unknown(dict(automatic), frozenset({"enabled", "allow_redirects"}))
     if methods and automatic.get("enabled") == "true":
-        message = "You may only specify one of these parameters: automatic_payment_methods, payment_method_types."
+        message = "Specify one of automatic_payment_methods and payment_method_types."
         raise InvalidRequest(message, param="payment_method_types")
     if text(form, "capture_method") not in {None, "automatic", "automatic_async"}:
         raise InvalidRequest("The sandbox captures automatically only.", param="capture_method")
@@ -256,6 +257,13 @@ def _attach(intent: Intent, form: Form) -> None:
     if payment_method is not None:
         find_card(payment_method)
         intent.payment_method = sys.intern(payment_method)
+
+
+def _return_url(form: Form) -> str | None:
+    url = text(form, "return_url")
+    if url is not None and urlsplit(url).scheme not in {"http", "https"}:
+        raise InvalidRequest("Not a valid URL", code="url_invalid", param="return_url")
+    return url
 
 
 def _refuse_card_data(form: Form) -> None:

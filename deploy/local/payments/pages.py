@@ -1,4 +1,4 @@
-"""Cursor pages over lists that only grow at the end: newest first, after the last id that the client has seen."""
+"""Cursor pages over lists that only grow at the end: newest first, after the last id that was seen."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar

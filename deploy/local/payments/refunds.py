@@ -30,7 +30,7 @@ def new_refund(
     wanted = left if amount is None else amount
     if wanted > left:
         currency = intent.currency.upper()
-        message = f"Refund amount ({wanted} {currency}) is greater than unrefunded amount on charge ({left} {currency})"
+        message = f"Refund amount ({wanted} {currency}) is greater than unrefunded amount ({left} {currency})"
         raise InvalidRequest(message, code="amount_too_large", param="amount")
     if reason is not None and reason not in REASONS:
         raise InvalidRequest(f"Invalid reason: must be one of {', '.join(sorted(REASONS))}", param="reason")

@@ -1,4 +1,4 @@
-"""Stripe's search language, the part that finds intents: `metadata['order_id']:'ord_1' AND status:'succeeded'`."""
+"""The part of Stripe's search language that finds intents: `metadata['order_id']:'ord_1' AND amount:200`."""
 
 import re
 from collections.abc import Iterable
