@@ -1,0 +1,1 @@
+"""How a service faces HTTP: the app factory, problems, authentication, health and the ops pages."""

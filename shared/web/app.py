@@ -1,0 +1,82 @@
+"""The app factory: what every service answers besides its own routes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from shared.web import docs, health, problems
+from shared.web.middleware import Edge
+from shared.web.strict_json import make_strict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastapi.telemetry import TelemetryConfig
+
+    from shared.runtime.settings import ServiceSettings
+    from shared.web.auth import KeyStore
+
+STATIC = Path(__file__).parent / "static"
+
+
+def create_app(
+    *,
+    service: str,
+    settings: ServiceSettings,
+    health: health.Health,
+    keys: KeyStore,
+    routers: Sequence[APIRouter],
+    description: str = "",
+) -> FastAPI:
+    """The service's HTTP application. The service puts its own wiring on `app.state.wiring` afterwards."""
+    app = FastAPI(
+        title=f"Orderstream {service}",
+        description=description,
+        version="1",
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry=_telemetry(),
+    )
+    app.state.keys = keys
+    problems.install(app)
+    app.add_middleware(Edge)
+    for router in [*routers, _own_routes(health), *([docs.router(app)] if settings.docs_enabled else [])]:
+        _adopt(app, router)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return app
+
+
+def _adopt(app: FastAPI, router: APIRouter) -> None:
+    """Take the router's routes over as the app's own: `include_router` would match every request twice."""
+    for route in router.routes:
+        if not isinstance(route, APIRoute):
+            raise TypeError(f"{route}: routers may hold plain routes only")
+        make_strict(route)
+        app.router.routes.append(route)
+
+
+def _own_routes(checked: health.Health) -> APIRouter:
+    routes = health.router(checked)
+
+    @routes.get("/metrics", tags=["health"], summary="Everything that Prometheus wants to know")
+    async def metrics() -> Response:
+        await checked.report()  # some gauges are measured by the checks
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+def _telemetry() -> TelemetryConfig:
+    """OpenTelemetry only when the environment asks for it; spans per operation would cost the most."""
+    asked = any(name.startswith(("OTEL_EXPORTER_", "FASTAPI_OTEL_")) for name in os.environ)
+    return {"tracing": asked, "metrics": asked, "logs": asked, "operation_spans": False}

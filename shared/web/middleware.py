@@ -1,0 +1,217 @@
+"""The one layer between the HTTP server and the application: request id, body, headers, metrics, last resort.
+
+Pure ASGI and as flat as possible, because every order passes through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from structlog.contextvars import bind_contextvars
+
+from shared.runtime import metrics
+from shared.web import context
+from shared.web.problems import Problem, not_found, unexpected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BODY_LIMIT_BYTES = 64 * 1024
+BODY_DEADLINE_S = 15.0
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_SECURITY = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+]
+CONTENT_SECURITY_POLICY = (
+    b"default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    b"frame-ancestors 'none'"
+)
+_CLOSE = {"Connection": "close"}  # what is left of the body will not be read
+
+
+@dataclass(slots=True)
+class _Head:
+    """The request headers that matter here."""
+
+    request_id: bytes | None = None
+    traceparent: bytes | None = None
+    length: bytes | None = None
+    chunked: bool = False
+    encoded: bool = False
+
+    @property
+    def has_body(self) -> bool:
+        return self.chunked or self.length not in {None, b"0"}
+
+
+class Edge:
+    """Wraps the application; nothing that happens inside leaves a client without an answer."""
+
+    def __init__(
+        self, app: ASGIApp, *, body_limit: int = BODY_LIMIT_BYTES, body_deadline_s: float = BODY_DEADLINE_S
+    ) -> None:
+        """`body_limit` bytes at the most, received within `body_deadline_s` seconds."""
+        self._app = app
+        self._body_limit = body_limit
+        self._body_deadline_s = body_deadline_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        head = _read_head(scope)
+        answer = _Answer(send, context.accept_request_id(head.request_id))
+        context.request_id.set(answer.request_id)
+        context.traceparent.set(context.accept_traceparent(head.traceparent))
+        bind_contextvars(request_id=answer.request_id)
+        try:
+            await self._serve(scope, head, receive, answer)
+        finally:
+            _count(scope, answer.status, perf_counter() - started)
+
+    async def _serve(self, scope: Scope, head: _Head, receive: Receive, answer: _Answer) -> None:
+        try:
+            _refuse_nul(scope)
+            if head.has_body:
+                receive = _replay(await self._body(head, receive), receive)
+            await self._app(scope, receive, answer.send)
+        except _Gone:
+            return  # nobody is left to answer
+        except Exception as error:
+            if answer.status:
+                raise  # half an answer is out: the server closes the connection, so that the client notices
+            problem = error if isinstance(error, Problem) else unexpected(error)
+            await problem.response()(scope, receive, answer.send)
+
+    async def _body(self, head: _Head, receive: Receive) -> bytes:
+        if head.encoded:
+            raise Problem(
+                415, "unsupported_media_type", detail="Content-Encoding is not supported.", headers=_CLOSE
+            )
+        if head.length is not None and (
+            not head.length.isdigit() or int(head.length[:20]) > self._body_limit
+        ):
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(self._body_deadline_s):
+                return await self._receive_all(receive)
+        except TimeoutError as error:
+            detail = f"The body did not arrive within {self._body_deadline_s:g} s."
+            raise Problem(408, "request_timeout", detail=detail, headers=_CLOSE) from error
+
+    async def _receive_all(self, receive: Receive) -> bytes:
+        body = bytearray()
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            body += message.get("body", b"")
+            if len(body) > self._body_limit:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return bytes(body)
+
+    def _too_large(self) -> Problem:
+        detail = f"The body may have at most {self._body_limit} bytes."
+        return Problem(413, "body_too_large", detail=detail, headers=_CLOSE)
+
+
+class _Gone(Exception):
+    """The client left before its request was complete."""
+
+
+class _Answer:
+    """Sends the response with our headers, and remembers its status."""
+
+    __slots__ = ("_send", "request_id", "status")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = list(message.get("headers", ()))
+            names = dict(headers)
+            headers.append((b"x-request-id", self.request_id.encode("latin-1")))
+            headers += _SECURITY
+            if b"cache-control" not in names:
+                headers.append((b"cache-control", b"no-store"))
+            if (
+                names.get(b"content-type", b"").startswith(b"text/html")
+                and b"content-security-policy" not in names
+            ):
+                headers.append((b"content-security-policy", CONTENT_SECURITY_POLICY))
+            message["headers"] = headers
+        await self._send(message)
+
+
+def _read_head(scope: Scope) -> _Head:
+    head = _Head()
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            head.request_id = value
+        elif name == b"traceparent":
+            head.traceparent = value
+        elif name == b"content-length":
+            head.length = value
+        elif name == b"transfer-encoding":
+            head.chunked = True
+        elif name == b"content-encoding":
+            head.encoded = value.lower() != b"identity"
+    return head
+
+
+def _refuse_nul(scope: Scope) -> None:
+    """Postgres' text holds no NUL: neither an id nor a filter can have one."""
+    if "\x00" in scope["path"]:
+        raise not_found()
+    if b"%00" in scope["query_string"]:
+        raise Problem(400, "malformed_query", detail="The query has a NUL character.")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A `receive` that hands out the body at once, then waits for the client to leave."""
+    given = False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+_counters: dict[tuple[str, str, int], tuple[Callable[[], None], Callable[[float], None]]] = {}
+
+
+def _count(scope: Scope, status: int, seconds: float) -> None:
+    method = scope["method"] if scope["method"] in _METHODS else "other"
+    key = (method, _template(scope), status)
+    counters = _counters.get(key)
+    if counters is None:
+        # Looking a label set up takes a lock and several microseconds; there are few of them.
+        count = metrics.HTTP_REQUESTS.labels(method, key[1], str(status)).inc
+        counters = _counters[key] = count, metrics.HTTP_SECONDS.labels(key[1]).observe
+    counters[0]()
+    counters[1](seconds)
+
+
+def _template(scope: Scope) -> str:
+    route = scope.get("route")
+    if route is not None:
+        return str(getattr(route, "path_format", "") or getattr(route, "path", "")) or "unmatched"
+    return "/static" if scope.get("app_root_path") is not None and scope.get("endpoint") else "unmatched"
