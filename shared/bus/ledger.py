@@ -18,6 +18,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     Double,
+    Identity,
     Index,
     Integer,
     MetaData,
@@ -89,6 +90,16 @@ consumer_control = Table(
     Column("changed_by", Text, nullable=False),
     Column("changed_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("singleton", name="consumer_control_single_row"),
+)
+
+ops_audit = Table(
+    "ops_audit",
+    ledger_tables,
+    Column("id", BigInteger, Identity(always=True), primary_key=True),
+    Column("key_id", Text, nullable=False, comment="which key did it"),
+    Column("action", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
 

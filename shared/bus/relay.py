@@ -69,7 +69,7 @@ def settled_board(service: str) -> str:
 
 
 def relay_board(service: str) -> str:
-    """Where the relay says what a service may rely on: `partitions`, and `settled:<partition>`."""
+    """Where the relay says what a service may rely on: `partitions`, `settled:<partition>`, `head:<partition>`."""
     return f"relay:{service}"
 
 
@@ -108,6 +108,7 @@ class Relay(Loop):
         self._stream = stream_name(service, partition)
         self._window = window
         self._batch = batch
+        self._head = 0
         self._announced = -1
         self._announced_at = 0.0
 
@@ -137,6 +138,7 @@ class Relay(Loop):
             row = (await connection.execute(_LOOK, self._key())).one_or_none()
         if row is None:
             return False
+        self._head = row.head
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
         await self._announce(row.settled)
         now = Subscription(self._service, self._partition, row.cursor, row.settled)
@@ -202,7 +204,11 @@ class Relay(Loop):
         """Tell the service where its subscription stands; repeated every second, because Redis forgets."""
         if settled == self._announced and monotonic() - self._announced_at < ANNOUNCE_S:
             return
-        board = {"partitions": self._log.partitions, f"settled:{self._partition}": settled}
+        board = {
+            "partitions": self._log.partitions,
+            f"settled:{self._partition}": settled,
+            f"head:{self._partition}": self._head,
+        }
         await self._streams.report(relay_board(self._service), board)
         self._announced, self._announced_at = settled, monotonic()
 

@@ -14,10 +14,17 @@ import structlog
 from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
+from shared.bus import inspection
+from shared.bus.ledger import State
+from shared.bus.relay import relay_board
 from shared.contracts.envelope import rfc3339
+from shared.runtime import metrics
 from shared.runtime.supervision import brief
 
 if TYPE_CHECKING:
+    from shared.bus.consumer import Gate
+    from shared.bus.streams import Streams
+    from shared.runtime.db import Database
     from shared.runtime.supervision import Loop
 
 log = structlog.get_logger()
@@ -123,7 +130,7 @@ class _Look:
             return self._known
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name=f"check-{self.check.name}")
-        # Not cancelled when the time is up: cancelling a call half-way harms some connection pools. It is just
+        # Not cancelled when the time is up: cancelling a call half-way harms some connection pools. It is
         # not started again before it has ended.
         task = self._task
         await asyncio.wait({task}, timeout=CHECK_LIMIT_S)
@@ -152,6 +159,67 @@ def timed(ping: Callable[[], Awaitable[object]]) -> Probe:
         return {"responseTime": Reading(round((monotonic() - started) * 1000, 1), "ms")}
 
     return probe
+
+
+def bus_checks(service: str, db: Database, streams: Streams, gate: Gate) -> list[Check]:
+    """What every consumer service is asked about: its database, Redis, its ledger, and whether it consumes."""
+
+    async def redis() -> None:
+        await streams.ping()
+
+    async def ledger() -> Mapping[str, Reading]:
+        async with db.reading() as connection:
+            census = await inspection.census(connection)
+        return _ledger_readings(census)
+
+    async def consumer() -> Mapping[str, Reading]:
+        async with db.reading() as connection:
+            settled = (await inspection.census(connection)).settled
+        board = await streams.board(relay_board(service))
+        return _consumer_readings(settled, board, gate)
+
+    return [
+        Check("postgres", timed(db.ping), critical=True),
+        Check("redis", timed(redis), critical=True),
+        Check("ledger", ledger, critical=True),  # fails while the database is not migrated
+        Check("consumer", consumer),
+    ]
+
+
+def _ledger_readings(census: inspection.Census) -> dict[str, Reading]:
+    counts = {state: census.counts.get(state, 0) for state in inspection.UNSETTLED}
+    for state, count in counts.items():
+        metrics.LEDGER.labels(state).set(count)
+    metrics.OLDEST_UNSETTLED.set(census.oldest_s or 0.0)
+    readings = {
+        str(state): Reading(count, "events", _warn_if(count > 0 and state in {State.DEAD, State.PARKED}))
+        for state, count in sorted(counts.items())
+    }
+    readings["oldestUnsettled"] = Reading(round(census.oldest_s or 0.0, 1), "s")
+    return readings
+
+
+def _consumer_readings(
+    settled: Mapping[int, int], board: Mapping[str, int], gate: Gate
+) -> dict[str, Reading]:
+    heads = {int(name[5:]): head for name, head in board.items() if name.startswith("head:")}
+    backlog = sum(max(0, head - settled.get(partition, 0)) for partition, head in heads.items())
+    control = gate.control
+    paused = bool(control and control.paused)
+    return {
+        "settled": Reading(sum(settled.values()), "events"),
+        "backlog": Reading(
+            backlog if heads else None, "events", output=None if heads else "the relay is silent"
+        ),
+        "paused": Reading(
+            paused, status=_warn_if(paused), output=control.reason if control and paused else None
+        ),
+        "breaker": Reading("open" if gate.in_outage else "closed", status=_warn_if(gate.in_outage)),
+    }
+
+
+def _warn_if(condition: bool) -> Status:
+    return Status.WARN if condition else Status.PASS
 
 
 def router(health: Health) -> APIRouter:
