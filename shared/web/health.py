@@ -162,7 +162,7 @@ def timed(ping: Callable[[], Awaitable[object]]) -> Probe:
 
 
 def bus_checks(service: str, db: Database, streams: Streams, gate: Gate) -> list[Check]:
-    """What every consumer service is asked about: its database, Redis, its ledger, and whether it consumes."""
+    """What every consumer service is asked about: database, Redis, its ledger, and whether it consumes."""
 
     async def redis() -> None:
         await streams.ping()
