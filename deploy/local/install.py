@@ -1,13 +1,15 @@
 """Fill .venv with exactly what requirements.lock names, using nothing but the standard library."""
 
+import ast
 import fcntl
 import os
 import subprocess
 import sys
-import venv
+from collections.abc import Callable
 from pathlib import Path
 
 LOCK = Path("requirements.lock")
+NO_VENV = "This Python cannot make a virtual environment in .venv: apt install python3-venv, then try again."
 NO_PIP = "This Python has neither pip nor ensurepip: apt install python3-venv, then try again."
 FAILED = "Installing failed, see above. Behind a mirror, tell pip where it is (pip config list shows it)."
 
@@ -37,13 +39,16 @@ def _install(folder: Path, stamp: str) -> None:
     python = folder / "bin" / "python"
     pip = _create(folder, python)
     environment = {**os.environ, **_uv_environment(pip)}
-    uv_lock = folder / "uv.txt"
-    uv_lock.write_text(_locked("uv"))
-    if _run([*pip, "install", "-qq", "--require-hashes", "-r", str(uv_lock)], environment) == 0:
+    uv, others = folder / "uv.txt", folder / "others.txt"
+    uv.write_text(_locked(lambda name: name == "uv"))
+    others.write_text(_locked(lambda name: name != "uv"))
+    install = [*pip, "install", "-qq", "--require-hashes", "-r"]
+    if _run([*install, str(uv)], environment, quiet=True) == 0:
         command = [str(python), "-m", "uv", "pip", "sync", "--quiet", "--require-hashes", str(LOCK)]
         environment["VIRTUAL_ENV"] = str(folder.resolve())
     else:
-        command = [*pip, "install", "--quiet", "--require-hashes", "-r", str(LOCK)]
+        # There is no uv for every machine; only `make lock` needs it, installing is merely faster with it.
+        command = [*install, str(others)]
     if _run(command, environment) != 0:
         raise InstallError(FAILED)
     (folder / "installed").write_text(stamp)
@@ -51,37 +56,37 @@ def _install(folder: Path, stamp: str) -> None:
 
 def _create(folder: Path, python: Path) -> list[str]:
     """Make the environment and return the pip command that installs into it."""
-    try:
-        venv.create(folder, clear=False, symlinks=True, with_pip=True)
-    except (subprocess.CalledProcessError, ImportError):
-        # Debian splits ensurepip off; the system's pip can install into the environment instead.
-        if _run([sys.executable, "-m", "pip", "--version"], dict(os.environ), quiet=True) != 0:
-            raise InstallError(NO_PIP) from None
-        venv.create(folder, clear=False, symlinks=True, with_pip=False)
-        return [sys.executable, "-m", "pip", "--python", str(python)]
-    return [str(python), "-m", "pip"]
+    if _run([sys.executable, "-m", "venv", "--without-pip", str(folder)], dict(os.environ), quiet=True) != 0:
+        raise InstallError(NO_VENV)
+    # The pip of this Python installs into the environment too, and saves the seconds of unpacking another.
+    shared = [sys.executable, "-m", "pip", "--python", str(python)]
+    if _run([*shared, "--version"], dict(os.environ), quiet=True) == 0:
+        return shared
+    if _run([str(python), "-m", "ensurepip"], dict(os.environ), quiet=True) == 0:
+        return [str(python), "-m", "pip"]
+    raise InstallError(NO_PIP)
 
 
-def _locked(package: str) -> str:
-    """The lines of the lock that pin one package."""
+def _locked(wanted: Callable[[str], bool]) -> str:
+    """The lines of the lock that pin the packages whose names are wanted."""
     lines: list[str] = []
-    for line in LOCK.read_text().splitlines():
-        if line.startswith(f"{package}=="):
-            lines = [line]
-        elif lines and line.startswith("    "):
+    take = False
+    for line in LOCK.read_text().splitlines(keepends=True):
+        if not line.startswith(" "):
+            take = wanted(line.partition("==")[0])
+        if take:
             lines.append(line)
-        elif lines:
-            break
-    return "\n".join(lines) + "\n"
+    return "".join(lines)
 
 
 def _uv_environment(pip: list[str]) -> dict[str, str]:
     """Say to uv what pip knows: uv reads neither pip's files nor its PIP_ variables."""
+    known = _pip_settings(pip)
     settings = {
-        "UV_DEFAULT_INDEX": _pip_setting(pip, "index-url"),
-        "UV_INDEX": _pip_setting(pip, "extra-index-url"),
-        "UV_FIND_LINKS": ",".join(_pip_setting(pip, "find-links").split()),
-        "SSL_CERT_FILE": _pip_setting(pip, "cert"),
+        "UV_DEFAULT_INDEX": known.get("index-url", ""),
+        "UV_INDEX": known.get("extra-index-url", ""),
+        "UV_FIND_LINKS": known.get("find-links", "").replace(" ", ","),
+        "SSL_CERT_FILE": known.get("cert", ""),
         # Hashes decide what is installed, so it does not matter which index offers it first.
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "UV_SYSTEM_CERTS": "1",
@@ -90,13 +95,16 @@ def _uv_environment(pip: list[str]) -> dict[str, str]:
     return {name: value for name, value in settings.items() if value and name not in os.environ}
 
 
-def _pip_setting(pip: list[str], name: str) -> str:
-    for section in (":env:", "install", "global"):
-        command = [*pip, "config", "get", f"{section}.{name}"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        if found.returncode == 0:
-            return " ".join(found.stdout.split())
-    return ""
+def _pip_settings(pip: list[str]) -> dict[str, str]:
+    """What pip's files and variables say; the variables, which it lists first, win."""
+    found: dict[str, str] = {}
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=False)
+    for line in listed.stdout.splitlines():
+        name, _, value = line.partition("=")
+        section, _, name = name.rpartition(".")
+        if section in {":env:", "install", "global"}:
+            found.setdefault(name, " ".join(str(ast.literal_eval(value)).split()))
+    return found
 
 
 def _run(command: list[str], environment: dict[str, str], *, quiet: bool = False) -> int:
