@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 import structlog
@@ -21,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.bus.ledger import Ledger, Row, State
 from shared.bus.retry import Backoff, Brake
-from shared.contracts.envelope import Envelope, UnreadableEvent, decode
-from shared.contracts.orders import EVENTS, MAJOR, OrderState
+from shared.contracts.envelope import Attributes, Envelope, UnreadableEvent, decode
+from shared.contracts.orders import EVENTS, MAJOR, ORDER_ENVELOPE, OrderState
 from shared.runtime import metrics
 from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, is_infrastructure
 from shared.runtime.supervision import brief
@@ -48,8 +49,9 @@ class Event:
     traceparent: str | None = None
 
 
-# A handler gets the events of one type, in log order, and writes their effect over the given connection. It must not
-# commit, must not call anything but the database, and must apply a version only if it is newer than what it has.
+# A handler gets neighbouring events of its types (one or several in the dictionary) in log order, and writes their
+# effect over the given connection. It must not commit, must not call anything but the database, and must apply a
+# version only if it is newer than what it has.
 Handler = Callable[[AsyncConnection, Sequence[Event]], Awaitable[None]]
 Handlers = Mapping[str, Handler]
 
@@ -60,6 +62,11 @@ class Delivery:
 
     row: Row
     event: Event | None = None
+    raw: bytes | str = b""
+
+    def kept(self, **changes: Any) -> Row:  # noqa: ANN401 - fields of Row
+        """The row with the event in it, because something is still to be done with it."""
+        return replace(self.row, event=self.row.event or _text(self.raw), **changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,7 @@ class Deliverer:
         They may be here a second time because the first time killed the process.
         """
         batch = _first_of_each([self._sort(arrival) for arrival in arrivals])
-        rows = [_as_due(delivery.row) if delivery.event else delivery.row for delivery in batch]
+        rows = [_as_due(delivery) if delivery.event else delivery.row for delivery in batch]
         if rows:
             await self.db.run(lambda connection: self._record_due(connection, rows))
 
@@ -119,30 +126,30 @@ class Deliverer:
 
     def _sort(self, arrival: Arrival) -> Delivery:
         """Decide from the bytes alone what is to be done with an arrival."""
-        text = arrival.raw if isinstance(arrival.raw, str) else arrival.raw.decode("utf-8", errors="replace")
+        try:
+            known = ORDER_ENVELOPE.validate_json(arrival.raw)
+        except (ValidationError, RecursionError):
+            return self._sort_odd(arrival)
+        if known.major != MAJOR or known.type not in self._handlers:
+            return self._sort_odd(arrival)
+        event = Event(
+            known.id, known.type, known.subject, known.orderversion, known.time, known.data, known.traceparent
+        )
+        return Delivery(_row(known, arrival), event, arrival.raw)
+
+    def _sort_odd(self, arrival: Arrival) -> Delivery:
+        """Find out what is wrong with an arrival, or that nobody here cares for it."""
+        text = _text(arrival.raw)
         try:
             envelope = decode(arrival.raw)
         except UnreadableEvent as error:
             return Delivery(_unreadable(arrival, text, str(error)))
-        row = Row(
-            envelope.id, arrival.partition, arrival.position, envelope.type, envelope.subject, envelope.orderversion,
-            State.DONE,
-        )  # fmt: skip
+        row = _row(envelope, arrival)
         reason = _why_parked(envelope)
-        if reason:
-            return Delivery(replace(row, state=State.PARKED, event=storable(text), last_error=reason))
-        if envelope.type not in self._handlers:
+        if reason is None and envelope.type not in self._handlers:
             return Delivery(replace(row, state=State.IGNORED))
-        try:
-            data = EVENTS[envelope.type].model_validate(envelope.data)
-        except ValidationError as error:
-            reason = f"data does not fit {envelope.dataschema}: {_first_line(error)}"
-            return Delivery(replace(row, state=State.PARKED, event=storable(text), last_error=reason))
-        event = Event(
-            envelope.id, envelope.type, envelope.subject, envelope.orderversion, envelope.time, data,
-            envelope.traceparent,
-        )  # fmt: skip
-        return Delivery(replace(row, event=text), event)
+        reason = reason or _misfit(envelope)
+        return Delivery(replace(row, state=State.PARKED, event=storable(text), last_error=reason))
 
     async def _attempt(
         self,
@@ -156,7 +163,9 @@ class Deliverer:
             raise  # nobody's fault here: the whole batch comes again, no attempt is spent
         except Exception as error:
             if is_infrastructure(error):
-                await self.db.ping()  # raises when the database is away; when it answers, the event is to blame
+                await (
+                    self.db.ping()
+                )  # raises when the database is away; when it answers, the event is to blame
             if len(batch) == 1:
                 await self._blame(batch[0], error)
                 return
@@ -171,7 +180,7 @@ class Deliverer:
         subjects = {delivery.row.subject for delivery in batch if delivery.event}
         blocked = await self.ledger.blocked(connection, sorted(subjects)) if subjects else set()
         batch = [_behind(delivery) if delivery.row.subject in blocked else delivery for delivery in batch]
-        new = await self.ledger.record(connection, [_without_event(delivery.row) for delivery in batch])
+        new = await self.ledger.record(connection, [delivery.row for delivery in batch])
         metrics.DUPLICATES.inc(len(batch) - len(new))
         fresh = [delivery for delivery in batch if delivery.row.event_id in new]
         await self._handle(connection, fresh)
@@ -185,32 +194,37 @@ class Deliverer:
 
     async def _handle(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> None:
         events = [d.event for d in batch if d.event and d.row.state is not State.WAITING]
-        for kind, run in groupby(events, key=lambda event: event.type):
-            await self._handlers[kind](connection, list(run))
+        for handler, run in groupby(events, key=lambda event: self._handlers[event.type]):
+            await handler(connection, list(run))
 
     async def _blame(self, culprit: Delivery, error: Exception) -> None:
         """Record the failure of the one event that caused it."""
         if isinstance(error, DeadEvent):
-            await self._die(culprit.row, brief(error))
+            await self._die(culprit.kept(), brief(error))
             return
-        log.warning("delivery failed", event_id=str(culprit.row.event_id), type=culprit.row.type, error=brief(error))
+        log.warning(
+            "delivery failed", event_id=str(culprit.row.event_id), type=culprit.row.type, error=brief(error)
+        )
         delay = self.backoff.delay_s(culprit.row.attempts, random.random())  # noqa: S311 - jitter
         if self.backoff.exhausted(culprit.row.attempts):
-            await self._die(culprit.row, brief(error))
+            await self._die(culprit.kept(), brief(error))
             return
-        failed = replace(culprit.row, state=State.RETRYING, last_error=brief(error), delay_s=delay)
-        await self._store(failed)
+        await self._store(culprit.kept(state=State.RETRYING, last_error=brief(error), delay_s=delay))
 
     async def _die(self, row: Row, error: str) -> None:
         self.brake.note(died=True)
         if self.brake.tripped:
             # Most of the last deliveries died: the code is to blame, not the events. Keep this one, stop consuming.
             await self._store(replace(row, state=State.RETRYING, last_error=error, delay_s=60.0))
-            await self.db.run(lambda c: self.ledger.set_control(c, paused=True, reason=f"brake: {error}", by="brake"))
+            await self.db.run(
+                lambda c: self.ledger.set_control(c, paused=True, reason=f"brake: {error}", by="brake")
+            )
             log.error("brake: most of the last deliveries died, consuming is paused", error=error)
             return
         metrics.DELIVERIES.labels(State.DEAD).inc()
-        log.error("delivery is dead", event_id=str(row.event_id), type=row.type, subject=row.subject, error=error)
+        log.error(
+            "delivery is dead", event_id=str(row.event_id), type=row.type, subject=row.subject, error=error
+        )
         await self._store(replace(row, state=State.DEAD, last_error=error, delay_s=None))
 
     async def _store(self, row: Row) -> None:
@@ -218,7 +232,9 @@ class Deliverer:
 
         async def write(connection: AsyncConnection) -> None:
             if not await self.ledger.record(connection, [row]):
-                await self.ledger.fail(connection, row, row.state, row.last_error or "", row.delay_s, counted=True)
+                await self.ledger.fail(
+                    connection, row, row.state, row.last_error or "", row.delay_s, counted=True
+                )
 
         await self.db.run(write)
 
@@ -250,8 +266,9 @@ class Deliverer:
 
     def _count(self, done: Sequence[Delivery]) -> None:
         now = datetime.now(UTC)
+        for state, times in Counter(delivery.row.state for delivery in done).items():
+            metrics.DELIVERIES.labels(state).inc(times)
         for delivery in done:
-            metrics.DELIVERIES.labels(delivery.row.state).inc()
             if delivery.event and delivery.row.state is State.DONE:
                 metrics.EFFECT_SECONDS.observe(max(0.0, (now - delivery.event.time).total_seconds()))
         self.brake.note(died=False, times=len(done))
@@ -288,22 +305,33 @@ def _first_of_each(batch: Sequence[Delivery]) -> list[Delivery]:
     return list({delivery.row.event_id: delivery for delivery in reversed(batch)}.values())[::-1]
 
 
-def _as_due(row: Row) -> Row:
-    return replace(row, state=State.RETRYING, attempts=0, delay_s=0.0)
+def _as_due(delivery: Delivery) -> Row:
+    return delivery.kept(state=State.RETRYING, attempts=0, delay_s=0.0)
 
 
 def _behind(delivery: Delivery) -> Delivery:
     """Later events of an order wait while an earlier one is retrying."""
     if delivery.event is None:
         return delivery
-    return replace(delivery, row=replace(delivery.row, state=State.WAITING, attempts=0))
+    return replace(delivery, row=delivery.kept(state=State.WAITING, attempts=0))
 
 
-def _without_event(row: Row) -> Row:
-    """A settled row needs no copy of its event."""
-    return replace(row, event=None) if row.state in {State.DONE, State.IGNORED} else row
+def _misfit(envelope: Envelope) -> str:
+    try:
+        EVENTS[envelope.type].model_validate(envelope.data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        return f"data does not fit {envelope.dataschema}: {place}: {first['msg']}"
+    return f"data does not fit {envelope.dataschema}"
 
 
-def _first_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+def _text(raw: bytes | str) -> str:
+    return raw if isinstance(raw, str) else raw.decode("utf-8", errors="replace")
+
+
+def _row(envelope: Attributes, arrival: Arrival) -> Row:
+    return Row(
+        envelope.id, arrival.partition, arrival.position, envelope.type, envelope.subject, envelope.orderversion,
+        State.DONE,
+    )  # fmt: skip

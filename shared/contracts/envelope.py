@@ -23,8 +23,8 @@ def rfc3339(instant: datetime) -> str:
 Instant = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
 
 
-class Envelope(BaseModel):
-    """One event as it travels. Unknown attributes are ignored, so that newer writers do not break older readers."""
+class Attributes(BaseModel):
+    """What every event says of itself. Unknown attributes are ignored: newer writers do not break older readers."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -38,7 +38,6 @@ class Envelope(BaseModel):
     dataschema: str = Field(min_length=1, max_length=200)
     orderversion: int = Field(ge=1, description="1, 2, 3 … per order: a reader applies only what is newer")
     traceparent: str | None = None
-    data: dict[str, Any]
 
     @property
     def major(self) -> int:
@@ -47,7 +46,13 @@ class Envelope(BaseModel):
         return int(tail) if tail.isdecimal() else 0
 
 
-class UnreadableEvent(ValueError):  # noqa: N818 - a fact about the bytes, found in the dead letters under this name
+class Envelope(Attributes):
+    """One event as it travels, whatever its data are."""
+
+    data: dict[str, Any]
+
+
+class UnreadableEvent(ValueError):
     """The bytes are not an event: not JSON, not an object, or a required attribute is missing or wrong."""
 
 

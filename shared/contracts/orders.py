@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from functools import reduce
+from operator import or_
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
 
-from shared.contracts.envelope import Instant
+from shared.contracts.envelope import Attributes, Instant
 
 ORDER_COMPLETED = "order.completed"
 ORDER_PAYMENT_FAILED = "order.payment_failed"
@@ -75,16 +77,19 @@ class OrderCompleted(OrderState):
 
 class OrderPaymentFailed(OrderState):
     """The provider declined for good; the stock went back."""
+
     decline_code: str | None = None
 
 
 class OrderCancelled(OrderState):
     """The order was cancelled: refunded in full, stock back."""
+
     reason: str | None = None
 
 
 class OrderRefunded(OrderState):
     """Money went back. `refunded_total` is the sum of all refunds so far, `amount` this one's."""
+
     refund_id: str
     amount: Minor
     reason: str | None = None
@@ -98,6 +103,25 @@ EVENTS: dict[str, type[OrderState]] = {
     ORDER_CANCELLED: OrderCancelled,
     ORDER_REFUNDED: OrderRefunded,
 }
+
+
+class OrderEnvelope(Attributes):
+    """An event of one of the types above, its data read along with it."""
+
+    data: OrderState
+
+
+def _reader() -> TypeAdapter[OrderEnvelope]:
+    kinds = (
+        create_model(name, __base__=OrderEnvelope, type=(Literal[name], ...), data=(model, ...))  # type: ignore[arg-type]
+        for name, model in EVENTS.items()
+    )
+    return TypeAdapter(Annotated[reduce(or_, kinds), Field(discriminator="type")])  # type: ignore[arg-type]
+
+
+# Reads an event and its data in one pass, which takes half the time of `decode` and a second pass. It refuses
+# whatever is not exactly right; `decode` then finds out what is wrong.
+ORDER_ENVELOPE = _reader()
 
 
 def schema_of(wire_name: str) -> str:
