@@ -31,10 +31,14 @@ log = structlog.get_logger()
 
 BATCH = 500  # events per transaction
 SWEEP_S = 1.0  # how often entries left open by others are looked for
-CLAIM_IDLE_MS = 15_000  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
+CLAIM_IDLE_MS = (
+    15_000  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
+)
 FORGET_IDLE_MS = 3_600_000
 REPORT_S = 0.25
-STUCK_S = 3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
+STUCK_S = (
+    3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
+)
 ADVANCE_LIMIT = 50_000
 CONTROL_S = 0.5
 
@@ -87,7 +91,9 @@ class PartitionConsumer(Loop):
     idle_s = 0.0  # the blocking read is the pause
     paused_s = 0.5
 
-    def __init__(self, service: str, partition: int, name: str, streams: Streams, deliverer: Deliverer, gate: Gate) -> None:
+    def __init__(
+        self, service: str, partition: int, name: str, streams: Streams, deliverer: Deliverer, gate: Gate
+    ) -> None:
         """`name` must be unique among the replicas and the same after a restart."""
         super().__init__(f"consumer-{service}-{partition}")
         self._service = service
@@ -131,7 +137,9 @@ class PartitionConsumer(Loop):
 
     @override
     async def finish(self) -> None:
-        with contextlib.suppress(Exception):  # Redis may be away; peers then claim after CLAIM_IDLE_MS instead
+        with contextlib.suppress(
+            Exception
+        ):  # Redis may be away; peers then claim after CLAIM_IDLE_MS instead
             await self._streams.give_back(self._stream, self._service, self._name)
 
     async def _read(self) -> list[StreamEntry]:
@@ -204,7 +212,14 @@ class Reporter(Loop):
     idle_s = REPORT_S
     repeat_s = 1.0
 
-    def __init__(self, service: str, partition: int, streams: Streams, deliverer: Deliverer, consumer: PartitionConsumer) -> None:
+    def __init__(
+        self,
+        service: str,
+        partition: int,
+        streams: Streams,
+        deliverer: Deliverer,
+        consumer: PartitionConsumer,
+    ) -> None:
         """Report for the partition that `consumer` reads."""
         super().__init__(f"reporter-{service}-{partition}")
         self._service = service
@@ -235,7 +250,9 @@ class Reporter(Loop):
 
     @override
     async def finish(self) -> None:
-        with contextlib.suppress(Exception):  # only saves the relay a redelivery that the ledger would drop anyway
+        with contextlib.suppress(
+            Exception
+        ):  # only saves the relay a redelivery that the ledger would drop anyway
             await self.run_once()
 
     async def _advance(self, settled: int) -> int:

@@ -67,11 +67,15 @@ deliveries = Table(
     Column("event", Text, comment="the event itself, while it is not settled"),
     Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("settled_at", DateTime(timezone=True)),
-    CheckConstraint(f"state IN ({', '.join(repr(str(state)) for state in State)})", name="deliveries_state_known"),
+    CheckConstraint(
+        f"state IN ({', '.join(repr(str(state)) for state in State)})", name="deliveries_state_known"
+    ),
     Index("deliveries_position", "partition", "position"),
     Index("deliveries_subject", "subject"),
     Index("deliveries_due", "next_attempt_at", postgresql_where=text("state = 'retrying'")),
-    Index("deliveries_unsettled", "state", "subject", postgresql_where=text("state NOT IN ('done', 'ignored')")),
+    Index(
+        "deliveries_unsettled", "state", "subject", postgresql_where=text("state NOT IN ('done', 'ignored')")
+    ),
 )
 
 progress = Table(
@@ -269,7 +273,9 @@ class Ledger:
         """Which of the orders have an event that is still to be tried."""
         return set((await connection.execute(_BLOCKED, {"subjects": list(subjects)})).scalars())
 
-    async def take(self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
+    async def take(
+        self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int
+    ) -> list[Row]:
         """Take due rows, counting the attempt: those never tried (`fresh`), or those that failed before."""
         rows = await connection.execute(_TAKE, {"fresh": fresh, "lease_s": lease_s, "limit": limit})
         return [
@@ -288,7 +294,14 @@ class Ledger:
         return set(written.scalars())
 
     async def fail(
-        self, connection: AsyncConnection, row: Row, state: State, error: str, delay_s: float | None, *, counted: bool
+        self,
+        connection: AsyncConnection,
+        row: Row,
+        state: State,
+        error: str,
+        delay_s: float | None,
+        *,
+        counted: bool,
     ) -> None:
         """Note why a taken row failed and when it is due again; an attempt that is not `counted` is given back."""
         await connection.execute(
@@ -318,19 +331,25 @@ class Ledger:
 
     async def settled(self, connection: AsyncConnection, partition: int) -> int | None:
         """How far the ledger is known to be complete, or None when the service never read the partition."""
-        row = (await connection.execute(progress.select().where(progress.c.partition == partition))).one_or_none()
+        row = (
+            await connection.execute(progress.select().where(progress.c.partition == partition))
+        ).one_or_none()
         return row.settled if row else None
 
     async def begin(self, connection: AsyncConnection, partition: int, settled: int) -> None:
         """Start the partition behind `settled`, unless it was started before."""
         await connection.execute(
-            text("INSERT INTO progress (partition, settled) VALUES (:partition, :settled) ON CONFLICT DO NOTHING"),
+            text(
+                "INSERT INTO progress (partition, settled) VALUES (:partition, :settled) ON CONFLICT DO NOTHING"
+            ),
             {"partition": partition, "settled": settled},
         )
 
     async def advance(self, connection: AsyncConnection, partition: int, settled: int, limit: int) -> int:
         """Move `settled` over every position that has a row, without gaps; returns where it stands."""
-        moved = await connection.execute(_ADVANCE, {"partition": partition, "settled": settled, "limit": limit})
+        moved = await connection.execute(
+            _ADVANCE, {"partition": partition, "settled": settled, "limit": limit}
+        )
         return moved.scalar_one_or_none() or settled
 
     async def control(self, connection: AsyncConnection) -> Control:

@@ -64,7 +64,12 @@ subscriptions = Table(
     Column("service", Text, primary_key=True),
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("cursor", BigInteger, nullable=False, comment="last position published to the stream"),
-    Column("settled", BigInteger, nullable=False, comment="every position up to here is in the service's own ledger"),
+    Column(
+        "settled",
+        BigInteger,
+        nullable=False,
+        comment="every position up to here is in the service's own ledger",
+    ),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("0 <= settled AND settled <= cursor", name="subscriptions_settled_up_to_cursor"),
 )
@@ -97,12 +102,15 @@ _READ = text(
     """
 )
 
-_CREATE_PARTITIONS = text(
+# Every service that is subscribed gets the new partition from its beginning, so nobody misses its first event.
+_OPEN_PARTITION = text(
     """
-    INSERT INTO log_head (partition, position) SELECT n, 0 FROM generate_series(0, :partitions - 1) AS n
+    WITH head AS (INSERT INTO log_head (partition, position) VALUES (:partition, 0) ON CONFLICT DO NOTHING)
+    INSERT INTO subscriptions (service, partition, cursor, settled)
+    SELECT DISTINCT service, CAST(:partition AS integer), 0, 0 FROM subscriptions
     ON CONFLICT DO NOTHING
     """
-).bindparams(bindparam("partitions", type_=Integer))
+).bindparams(bindparam("partition", type_=Integer))
 
 # From the beginning of what the log still holds; `now` starts behind the last position instead.
 _SUBSCRIBE = text(
@@ -159,25 +167,30 @@ class EventLog:
         by_partition: defaultdict[int, list[Envelope]] = defaultdict(list)
         for event in events:
             by_partition[self.partition_of(event.subject)].append(event)
-        for partition in sorted(by_partition):  # the same order everywhere, so that two appenders cannot deadlock
+        for partition in sorted(
+            by_partition
+        ):  # the same order everywhere, so that two appenders cannot deadlock
             await self._append_to(connection, partition, by_partition[partition])
 
-    async def _append_to(self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]) -> None:
-        written = await connection.execute(
-            _APPEND,
-            {
-                "count": len(events),
-                "partition": partition,
-                "ids": [event.id for event in events],
-                "types": [event.type for event in events],
-                "subjects": [event.subject for event in events],
-                "events": [encode(event) for event in events],
-            },
-        )
-        if written.rowcount != len(events):
-            raise LookupError(f"partition {partition} has no row in log_head")
+    async def _append_to(
+        self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]
+    ) -> None:
+        rows = {
+            "count": len(events),
+            "partition": partition,
+            "ids": [event.id for event in events],
+            "types": [event.type for event in events],
+            "subjects": [event.subject for event in events],
+            "events": [encode(event) for event in events],
+        }
+        if (await connection.execute(_APPEND, rows)).rowcount == 0:
+            # The first event of a partition that the settings have only just added.
+            await connection.execute(_OPEN_PARTITION, {"partition": partition})
+            await connection.execute(_APPEND, rows)
 
-    async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LogEntry]:
+    async def read(
+        self, connection: AsyncConnection, partition: int, after: int, limit: int
+    ) -> list[LogEntry]:
         """The next entries behind `after`, without gaps."""
         rows = await connection.execute(_READ, {"partition": partition, "after": after, "limit": limit})
         return [LogEntry(position, event) for position, event in rows]
@@ -188,15 +201,14 @@ class EventLog:
         row = (await connection.execute(head)).one_or_none()
         return row.position if row else 0
 
-    async def prepare(self, connection: AsyncConnection, services: Sequence[str]) -> None:
-        """Make sure that the partitions exist and that each of `services` is subscribed from the beginning."""
-        await connection.execute(_CREATE_PARTITIONS, {"partitions": self.partitions})
-        for service in services:
-            await self.subscribe(connection, service)
-
     async def subscribe(self, connection: AsyncConnection, service: str, *, from_now: bool = False) -> None:
         """Add a service; it gets every event from the beginning of the log, or from now."""
         await connection.execute(_SUBSCRIBE, {"service": service, "from_now": from_now})
+
+    async def unsubscribe(self, connection: AsyncConnection, service: str) -> bool:
+        """Remove a service; returns whether it was subscribed."""
+        removed = await connection.execute(subscriptions.delete().where(subscriptions.c.service == service))
+        return removed.rowcount > 0
 
     async def subscriptions(self, connection: AsyncConnection) -> list[Subscription]:
         """Every subscription, by service and partition."""

@@ -23,8 +23,6 @@ from shared.runtime.supervision import Family, Loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from collections.abc import Awaitable, Callable
-
     from sqlalchemy.ext.asyncio import AsyncConnection
 
     from shared.bus.log import EventLog
@@ -109,7 +107,6 @@ class Relay(Loop):
         self._window = window
         self._batch = batch
         self._head = 0
-        self._announced = -1
         self._announced_at = 0.0
 
     @override
@@ -126,7 +123,6 @@ class Relay(Loop):
             if done.after != done.before:
                 await connection.execute(_STORE, _row(done.after))
         self._report(done)
-        await self._announce(done.after.settled)
         return done.published
 
     async def _reported(self) -> int:
@@ -140,7 +136,7 @@ class Relay(Loop):
             return False
         self._head = row.head
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
-        await self._announce(row.settled)
+        await self._announce(row.settled, row.head)
         now = Subscription(self._service, self._partition, row.cursor, row.settled)
         room = row.cursor - row.settled < self._window
         return (row.head > row.cursor and room) or reported > row.settled or await self._lost(now) is not None
@@ -169,7 +165,12 @@ class Relay(Loop):
         # A consumer may be ahead of the cursor for one pass (published, but our commit failed); never of the log.
         if reported > await self._log.head(connection, self._partition):
             metrics.REFUSED_SETTLED.labels(self._service).inc()
-            log.error("settled report refused: beyond the log", loop=self.name, reported=reported, cursor=known.cursor)
+            log.error(
+                "settled report refused: beyond the log",
+                loop=self.name,
+                reported=reported,
+                cursor=known.cursor,
+            )
         return known.settled
 
     async def _lost(self, now: Subscription) -> str | None:
@@ -177,7 +178,9 @@ class Relay(Loop):
             return "missing"
         return None
 
-    async def _publish(self, connection: AsyncConnection, now: Subscription) -> tuple[Subscription, int, str | None]:
+    async def _publish(
+        self, connection: AsyncConnection, now: Subscription
+    ) -> tuple[Subscription, int, str | None]:
         """Append the next entries; the third value names the loss that the guard found instead."""
         room = self._window - (now.cursor - now.settled)
         entries: list[LogEntry] = []
@@ -200,9 +203,9 @@ class Relay(Loop):
         metrics.CURSOR.labels(*labels).set(done.after.cursor)
         metrics.SETTLED.labels(*labels).set(done.after.settled)
 
-    async def _announce(self, settled: int) -> None:
+    async def _announce(self, settled: int, head: int) -> None:
         """Tell the service where its subscription stands; repeated every second, because Redis forgets."""
-        if settled == self._announced and monotonic() - self._announced_at < ANNOUNCE_S:
+        if monotonic() - self._announced_at < ANNOUNCE_S:
             return
         board = {
             "partitions": self._log.partitions,
@@ -210,7 +213,7 @@ class Relay(Loop):
             f"head:{self._partition}": self._head,
         }
         await self._streams.report(relay_board(self._service), board)
-        self._announced, self._announced_at = settled, monotonic()
+        self._announced_at = monotonic()
 
     def _key(self) -> dict[str, int | str]:
         return {"service": self._service, "partition": self._partition}
@@ -227,8 +230,6 @@ def _row(subscription: Subscription) -> dict[str, int | str]:
 
 def _span(done: Pass) -> dict[str, int]:
     return {"cursor": done.before.cursor, "settled": done.after.settled, "published": done.published}
-
-
 
 
 class Relays(Family):

@@ -65,7 +65,9 @@ class Retrier(Loop):
 
     async def _take(self, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
         ledger = self._deliverer.ledger
-        return await self._deliverer.db.run(lambda c: ledger.take(c, fresh=fresh, lease_s=lease_s, limit=limit))
+        return await self._deliverer.db.run(
+            lambda c: ledger.take(c, fresh=fresh, lease_s=lease_s, limit=limit)
+        )
 
     async def _try(self, rows: list[Row]) -> None:
         try:

@@ -101,7 +101,9 @@ class Streams(Protocol):
         """Entries that no consumer of the group has had; waits up to about a second."""
         ...
 
-    async def read_own(self, stream: str, group: str, consumer: str, after: str, count: int) -> list[StreamEntry]:
+    async def read_own(
+        self, stream: str, group: str, consumer: str, after: str, count: int
+    ) -> list[StreamEntry]:
         """Entries that this consumer was given and has not acknowledged, behind the id `after`."""
         ...
 
@@ -109,7 +111,9 @@ class Streams(Protocol):
         """Entries from a position on, whoever they were given to."""
         ...
 
-    async def claim_idle(self, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[StreamEntry]:
+    async def claim_idle(
+        self, stream: str, group: str, consumer: str, idle_ms: int, count: int
+    ) -> list[StreamEntry]:
         """Take over entries that some consumer has not acknowledged for `idle_ms`."""
         ...
 
@@ -205,13 +209,17 @@ class RedisStreams:
         answer = await self._blocking.xreadgroup(group, consumer, {stream: ">"}, count=count, block=BLOCK_MS)
         return _entries_of(answer)
 
-    async def read_own(self, stream: str, group: str, consumer: str, after: str, count: int) -> list[StreamEntry]:
+    async def read_own(
+        self, stream: str, group: str, consumer: str, after: str, count: int
+    ) -> list[StreamEntry]:
         return _entries_of(await self._commands.xreadgroup(group, consumer, {stream: after}, count=count))
 
     async def read_range(self, stream: str, first: int, count: int) -> list[StreamEntry]:
         return [_entry(*item) for item in await self._commands.xrange(stream, f"{first}-0", "+", count=count)]
 
-    async def claim_idle(self, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[StreamEntry]:
+    async def claim_idle(
+        self, stream: str, group: str, consumer: str, idle_ms: int, count: int
+    ) -> list[StreamEntry]:
         claimed: list[StreamEntry] = []
         cursor = b"0-0"
         while True:

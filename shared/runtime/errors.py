@@ -26,19 +26,19 @@ class ConfigurationError(OrderstreamError):
     """A setting is missing or wrong. The text is one line that says what to do."""
 
 
-class DeadEvent(OrderstreamError):  # noqa: N818 - named after the outcome that it asks for
+class DeadEvent(OrderstreamError):
     """Raised by a handler for an event that can never work; it goes to the dead letters at once."""
 
 
-class Outage(OrderstreamError):  # noqa: N818 - named after the outcome that it asks for
+class Outage(OrderstreamError):
     """Raised by a handler whose dependency is down; consuming pauses and no attempt is spent."""
 
 
-class LeaseLost(OrderstreamError):  # noqa: N818 - a fact, not a failure
+class LeaseLost(OrderstreamError):
     """The row was taken over by somebody else while this process worked on it."""
 
 
-class CommitUnknown(OrderstreamError):  # noqa: N818 - a fact, not a failure
+class CommitUnknown(OrderstreamError):
     """The connection broke during COMMIT and the outcome could not be read back."""
 
 

@@ -1,0 +1,1 @@
+"""What checkout does: place, charge, settle, recover."""

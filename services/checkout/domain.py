@@ -1,0 +1,217 @@
+"""The rules of checkout: orders, their states, prices and stock. No framework, no database."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+MAX_TOTAL = 10**12  # minor units; far above any order, far below what 64 bits hold when many are added up
+
+
+class Status(StrEnum):
+    """The states of an order."""
+
+    PENDING = "pending"
+    PAYMENT_UNKNOWN = "payment_unknown"
+    REQUIRES_ACTION = "requires_action"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+# Which state may follow which: the same table stands in the database as a trigger.
+TRANSITIONS: Mapping[Status, frozenset[Status]] = {
+    Status.PENDING: frozenset(
+        {Status.COMPLETED, Status.FAILED, Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION}
+    ),
+    Status.PAYMENT_UNKNOWN: frozenset({Status.COMPLETED, Status.FAILED, Status.REQUIRES_ACTION}),
+    Status.REQUIRES_ACTION: frozenset({Status.COMPLETED, Status.FAILED, Status.EXPIRED}),
+    Status.COMPLETED: frozenset({Status.CANCELLED}),
+    Status.FAILED: frozenset(),
+    Status.EXPIRED: frozenset(),
+    Status.CANCELLED: frozenset(),
+}
+
+OPEN = frozenset({Status.PENDING, Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION})
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One position of an order, at the catalogue's price."""
+
+    sku: str
+    name: str
+    quantity: int
+    unit_price: int
+
+    @property
+    def subtotal(self) -> int:
+        """Minor units."""
+        return self.quantity * self.unit_price
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """The payment of an order: one attempt, under one provider key, with frozen parameters."""
+
+    attempt: int
+    provider_key: str
+    method: str
+    status: str = "created"
+    provider_reference: str | None = None
+    decline_code: str | None = None
+    client_secret: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """An order as it stands."""
+
+    id: str
+    tenant: str
+    status: Status
+    version: int
+    currency: str
+    total: int
+    lines: tuple[Line, ...]
+    customer: Mapping[str, Any]
+    payment: Payment
+    created_at: datetime
+    idempotency_key: str
+    refunded_total: int = 0
+    shipping_address: Mapping[str, Any] | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    completed_at: datetime | None = None
+
+    @property
+    def quantities(self) -> dict[str, int]:
+        """Units per SKU."""
+        return {line.sku: line.quantity for line in self.lines}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A line as the client asked for it."""
+
+    sku: str
+    quantity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A product and its stock, in units."""
+
+    sku: str
+    name: str
+    unit_price: int
+    currency: str
+    available: int
+    reserved: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """Why an order cannot be taken as it was asked for: `pointer` names the place in the request."""
+
+    code: str
+    detail: str
+    pointer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A line that cannot be served, and how much of it could."""
+
+    sku: str
+    requested: int
+    available: int
+
+
+class Shelf:
+    """The products of one transaction, with what its commands have taken and given back so far."""
+
+    def __init__(self, products: Mapping[str, Product]) -> None:
+        """`products` must be locked rows."""
+        self._products = dict(products)
+        self.available: dict[str, int] = {}
+        self.reserved: dict[str, int] = {}
+        self.sold: dict[str, int] = {}
+
+    def product(self, sku: str) -> Product | None:
+        """The product, if the catalogue has it."""
+        return self._products.get(sku)
+
+    def shortages(self, lines: Sequence[Line]) -> list[Shortage]:
+        """The lines that cannot be served from what is left."""
+        return [
+            Shortage(line.sku, line.quantity, left)
+            for line in lines
+            if (left := self._left(line.sku)) < line.quantity
+        ]
+
+    def reserve(self, lines: Sequence[Line]) -> None:
+        """Hold all lines; the caller has looked at `shortages`."""
+        for line in lines:
+            _add(self.available, line.sku, -line.quantity)
+            _add(self.reserved, line.sku, line.quantity)
+
+    def sell(self, lines: Sequence[Line]) -> None:
+        """Turn a reservation into a sale."""
+        for line in lines:
+            _add(self.reserved, line.sku, -line.quantity)
+            _add(self.sold, line.sku, line.quantity)
+
+    def release(self, lines: Sequence[Line]) -> None:
+        """Give a reservation back."""
+        for line in lines:
+            _add(self.reserved, line.sku, -line.quantity)
+            _add(self.available, line.sku, line.quantity)
+
+    def _left(self, sku: str) -> int:
+        return self._products[sku].available + self.available.get(sku, 0)
+
+
+def price(
+    wanted: Sequence[Wanted], currency: str, expected_total: int | None, shelf: Shelf
+) -> tuple[Line, ...] | Complaint:
+    """The lines at the catalogue's prices, or the first reason why they cannot be priced."""
+    lines = []
+    for index, want in enumerate(wanted):
+        product = shelf.product(want.sku)
+        if product is None:
+            return Complaint("unknown_sku", f"no product {want.sku}", f"/lines/{index}/sku")
+        if product.currency != currency:
+            detail = f"{want.sku} is sold in {product.currency}, not in {currency}"
+            return Complaint("currency_mismatch", detail, "/currency")
+        lines.append(Line(product.sku, product.name, want.quantity, product.unit_price))
+    total = sum(line.subtotal for line in lines)
+    if total > MAX_TOTAL:
+        return Complaint("total_too_large", f"the total {total} is above {MAX_TOTAL} minor units", "/lines")
+    if expected_total is not None and expected_total != total:
+        return Complaint("total_mismatch", f"the total is {total}, not {expected_total}", "/expected_total")
+    return tuple(lines)
+
+
+def charge_key(order_id: str, attempt: int) -> str:
+    """The provider's idempotency key of one charge attempt (at most 64 characters)."""
+    return f"charge:{order_id}:{attempt}"
+
+
+def moved(order: Order, status: Status, payment: Payment, at: datetime, *, told: bool) -> Order:
+    """The order after a transition; raises ValueError when the table does not allow it.
+
+    `told`: whether the world hears of it. `version` counts these events, so that readers see 1, 2, 3 … per order.
+    """
+    if status not in TRANSITIONS[order.status]:
+        raise ValueError(f"{order.status} -> {status} is no legal transition")
+    completed_at = at if status is Status.COMPLETED else order.completed_at
+    version = order.version + told
+    return replace(order, status=status, payment=payment, version=version, completed_at=completed_at)
+
+
+def _add(book: dict[str, int], sku: str, quantity: int) -> None:
+    book[sku] = book.get(sku, 0) + quantity

@@ -1,0 +1,133 @@
+"""What clients may send: strict types, no unknown fields, nothing that looks like a card number."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.web.problems import Problem
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Sku = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+# One @, no white space or control characters, no display name. The mail server has the last word on the rest.
+Email = Annotated[
+    str,
+    StringConstraints(
+        max_length=254,
+        pattern=r"^[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[\p{L}\p{N}](?:[\p{L}\p{N}.-]*[\p{L}\p{N}])?$",
+    ),
+]
+
+_CARD = re.compile(r"(?<![0-9A-Za-z_-])(?:[0-9][ -]?){12,18}[0-9](?![0-9A-Za-z_-])")
+_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class CustomerIn(_Strict):
+    """Who orders."""
+
+    email: Email
+    name: Text | None = None
+
+
+class AddressIn(_Strict):
+    """Where the goods go."""
+
+    line1: Text
+    line2: Text | None = None
+    city: Text
+    postal_code: Annotated[
+        str, StringConstraints(min_length=1, max_length=20, pattern=r"^[^\x00-\x1f\x7f]*$")
+    ]
+    region: Text | None = None
+    country: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
+
+
+class LineIn(_Strict):
+    """A product and how many of it."""
+
+    sku: Sku
+    quantity: int = Field(ge=1, le=10_000)
+
+
+class OrderIn(_Strict):
+    """`POST /v1/orders`."""
+
+    customer: CustomerIn
+    currency: Currency
+    lines: list[LineIn] = Field(min_length=1, max_length=100)
+    payment_method: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{2,254}$")]
+    shipping_address: AddressIn | None = None
+    expected_total: int | None = Field(None, ge=0, le=10**15)
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=r"^[^\x00-\x1f\x7f]*$")],
+        Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")],
+    ] = Field(default_factory=dict, max_length=50)
+
+
+class ProductIn(_Strict):
+    """`PUT /v1/products/{sku}`."""
+
+    name: Text
+    unit_price: int = Field(ge=0, le=10**9)
+    currency: Currency
+
+
+class StockIn(_Strict):
+    """`POST /v1/products/{sku}/stock`."""
+
+    delta: int = Field(ge=-(10**9), le=10**9)
+    reason: Text
+
+
+class SubscriptionIn(_Strict):
+    """`POST /ops/subscriptions`."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
+    from_: str = Field("beginning", alias="from", pattern="^(beginning|now)$")
+
+
+def fingerprint(request: BaseModel) -> bytes:
+    """SHA-256 of what the request means: white space and the order of its members do not count."""
+    text = request.model_dump_json()
+    refuse_card_numbers(text)
+    return hashlib.sha256(text.encode()).digest()
+
+
+def refuse_card_numbers(text: str) -> None:
+    """Raise a 422 when anything in the text looks like a card number: it must not even be stored by mistake."""
+    for match in _CARD.finditer(text):
+        if _luhn(re.sub(r"[ -]", "", match[0])):
+            detail = (
+                "a field holds what looks like a card number; send a payment method's token, never a card"
+            )
+            raise Problem(422, "card_number_refused", "Card numbers are refused", detail)
+
+
+def parse_key(header: str | None) -> str:
+    """The Idempotency-Key, bare or quoted; raises a 400 that says what is wrong with it."""
+    if header is None or not header.strip():
+        detail = (
+            "send an Idempotency-Key header: a new one per order, the same one when you repeat the request"
+        )
+        raise Problem(400, "idempotency_key_missing", "Idempotency-Key missing", detail)
+    key = header.strip()
+    if len(key) > 1 and key[0] == key[-1] == '"':
+        key = key[1:-1]
+    if not _KEY.fullmatch(key) or len(key) > 255:  # noqa: PLR2004 - the contract's limit
+        detail = "an Idempotency-Key is 1 to 255 printable ASCII characters"
+        raise Problem(400, "idempotency_key_invalid", "Idempotency-Key invalid", detail)
+    return key
+
+
+def _luhn(digits: str) -> bool:
+    """ISO/IEC 7812-1, annex B."""
+    doubled = (int(digit) * (1 + n % 2) for n, digit in enumerate(reversed(digits)))
+    return sum(value - 9 if value > 9 else value for value in doubled) % 10 == 0  # noqa: PLR2004

@@ -1,0 +1,80 @@
+"""The log and who reads it, for people on call."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query
+from starlette.responses import JSONResponse, Response
+
+from services.checkout.routes.models import SubscriptionIn
+from services.checkout.routes.wiring import Wired
+from shared.bus.log import Subscription
+from shared.contracts.envelope import rfc3339
+from shared.web.auth import Principal, require
+from shared.web.problems import not_found
+
+router = APIRouter(prefix="/ops", tags=["ops"])
+
+Operator = Annotated[Principal, Depends(require("ops"))]
+
+
+@router.get("/subscriptions", summary="Who reads the log, and how far they are")
+async def subscriptions(wired: Wired, caller: Operator) -> JSONResponse:  # noqa: ARG001 - being let in counts
+    """Per service and partition: the log's head, what is published, what is settled, what is still to be dealt with."""
+    async with wired.db.reading() as connection:
+        found = await wired.log.subscriptions(connection)
+        heads = {p: await wired.log.head(connection, p) for p in {one.partition for one in found}}
+    items = [_body(one, heads[one.partition]) for one in found]
+    return JSONResponse({"items": items, "has_more": False})
+
+
+@router.post("/subscriptions", status_code=201, summary="Subscribe a service")
+async def subscribe(wired: Wired, caller: Operator, request: SubscriptionIn) -> JSONResponse:  # noqa: ARG001
+    """From the beginning of the log, or from now; a service that is subscribed already stays as it is."""
+    from_now = request.from_ == "now"
+    async with wired.db.transaction() as connection:
+        await wired.log.subscribe(connection, request.name, from_now=from_now)
+    return JSONResponse({"name": request.name, "from": request.from_}, 201)
+
+
+@router.delete("/subscriptions/{name}", status_code=204, summary="Remove a service")
+async def unsubscribe(wired: Wired, caller: Operator, name: str) -> Response:  # noqa: ARG001
+    """It gets no further events; what it has is its own."""
+    async with wired.db.transaction() as connection:
+        if not await wired.log.unsubscribe(connection, name):
+            raise not_found("subscription")
+    return Response(status_code=204)
+
+
+@router.get("/events", summary="The events of an order")
+async def events(
+    wired: Wired,
+    caller: Operator,  # noqa: ARG001
+    order_id: Annotated[str, Query(min_length=1, max_length=100)],
+) -> JSONResponse:
+    """Oldest first, as they stand in the log."""
+    async with wired.db.reading() as connection:
+        found = await wired.log.events_of(connection, order_id)
+    items = [
+        {
+            "partition": one.partition,
+            "position": one.position,
+            "created_at": rfc3339(one.created_at),
+            "event": json.loads(one.event),
+        }
+        for one in found
+    ]
+    return JSONResponse({"items": items, "has_more": False})
+
+
+def _body(one: Subscription, head: int) -> dict[str, object]:
+    return {
+        "name": one.service,
+        "partition": one.partition,
+        "head": head,
+        "cursor": one.cursor,
+        "settled": one.settled,
+        "backlog": head - one.settled,
+    }

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import SettingsConfigDict
+
+from shared.runtime.settings import ServiceSettings
+
+
+class CheckoutSettings(ServiceSettings):
+    """Settings of checkout, read from `CHECKOUT_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="CHECKOUT_", extra="ignore")
+
+    payments_url: str = Field(description="base URL of the payment provider's API")
+    payments_secret_key: SecretStr = Field(description="its secret key")
+    payments_timeout_s: float = Field(
+        8.0, gt=0, le=20, description="longest wait for its answer; then unknown"
+    )
+    payments_connect_timeout_s: float = Field(
+        2.0, gt=0, le=10, description="longest wait for a connection to it"
+    )
+    payments_connections: int = Field(
+        128, ge=1, le=2000, description="calls to it at the same time at the most"
+    )
+    lease_s: float = Field(
+        20.0, ge=2, le=300, description="how long an order belongs to the process that placed it"
+    )
+    reservation_s: float = Field(
+        300.0, ge=10, le=86400, description="how long stock is held for an open order"
+    )
+    partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
+    window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
+    source: str = Field("urn:orderstream:checkout", description="the `source` of every event")
+    seed_api_key: SecretStr | None = Field(None, description="key of the demo tenant, for seed")
+    seed_ops_key: SecretStr | None = Field(None, description="key with every scope, for seed")
+
+    @field_validator("payments_url")
+    @classmethod
+    def _is_http(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/")

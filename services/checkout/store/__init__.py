@@ -1,0 +1,1 @@
+"""Checkout's tables and queries. Nothing in here commits."""

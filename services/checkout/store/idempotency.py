@@ -1,0 +1,120 @@
+"""Idempotency keys: who came first, and what they were told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import Integer, LargeBinary, Text, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.runtime.statements import over_arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A request's key, and the fingerprint of its body."""
+
+    tenant: str
+    key: str
+    request_sha256: bytes
+    order_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """What is known of a key: its first request, and the answer once that is final."""
+
+    request_sha256: bytes
+    order_id: str | None
+    status: int | None
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class FinalAnswer:
+    """The answer that a key gets for good."""
+
+    tenant: str
+    key: str
+    status: int
+    answer: str
+
+
+# Sorted: two transactions that claim the same keys wait for each other in one order, never in a circle.
+_CLAIM = over_arrays(
+    """
+    INSERT INTO idempotency_keys (tenant_id, key, request_sha256, order_id)
+    SELECT * FROM unnest(:tenants, :keys, :hashes, :orders) AS e (tenant, key, hash, order_id) ORDER BY tenant, key
+    ON CONFLICT (tenant_id, key) DO NOTHING
+    RETURNING tenant_id, key
+    """,
+    tenants=Text,
+    keys=Text,
+    hashes=LargeBinary,
+    orders=Text,
+)
+_FIND = text(
+    """
+    SELECT request_sha256, order_id, status, answer FROM idempotency_keys WHERE tenant_id = :tenant AND key = :key
+    """
+)
+_ANSWER = over_arrays(
+    """
+    UPDATE idempotency_keys k SET status = e.status, answer = e.answer
+    FROM unnest(:tenants, :keys, :statuses, :answers) AS e (tenant, key, status, answer)
+    WHERE k.tenant_id = e.tenant AND k.key = e.key AND k.status IS NULL
+    """,
+    tenants=Text,
+    keys=Text,
+    statuses=Integer,
+    answers=Text,
+)
+_FREE = over_arrays(
+    """
+    DELETE FROM idempotency_keys k USING unnest(:tenants, :keys) AS e (tenant, key)
+    WHERE k.tenant_id = e.tenant AND k.key = e.key AND k.status IS NULL
+    """,
+    tenants=Text,
+    keys=Text,
+)
+
+
+async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> set[tuple[str, str]]:
+    """Claim the keys (each at most once in `claims`); returns the (tenant, key) pairs that were free."""
+    won = await connection.execute(
+        _CLAIM,
+        {
+            "tenants": [one.tenant for one in claims],
+            "keys": [one.key for one in claims],
+            "hashes": [one.request_sha256 for one in claims],
+            "orders": [one.order_id for one in claims],
+        },
+    )
+    return {(row.tenant_id, row.key) for row in won}
+
+
+async def find(connection: AsyncConnection, tenant: str, key: str) -> StoredAnswer | None:
+    """What is known of a key."""
+    row = (await connection.execute(_FIND, {"tenant": tenant, "key": key})).one_or_none()
+    return StoredAnswer(bytes(row.request_sha256), row.order_id, row.status, row.answer) if row else None
+
+
+async def answer(connection: AsyncConnection, answers: Sequence[FinalAnswer]) -> None:
+    """Store final answers; one that is there already stays."""
+    await connection.execute(
+        _ANSWER,
+        {
+            "tenants": [one.tenant for one in answers],
+            "keys": [one.key for one in answers],
+            "statuses": [one.status for one in answers],
+            "answers": [one.answer for one in answers],
+        },
+    )
+
+
+async def free(connection: AsyncConnection, keys: Sequence[tuple[str, str]]) -> None:
+    """Give keys back whose request came to nothing: the client may try again with the same one."""
+    await connection.execute(
+        _FREE, {"tenants": [tenant for tenant, _ in keys], "keys": [key for _, key in keys]}
+    )
