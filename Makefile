@@ -16,6 +16,7 @@ export PYTHONPATH := $(CURDIR)
 
 # Changes when the lock changes or the working copy moves (scripts in .venv carry its path).
 STAMP = $$(cksum < requirements.lock) $(CURDIR)
+DEPTRY = $(PY) -m deptry --no-ansi
 LOCKED = $(PY) -m uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-header --no-annotate --no-emit-index-url --no-emit-find-links
 
@@ -85,8 +86,12 @@ imports: install ## Check who may import whom
 	@$(VENV)/bin/lint-imports --no-logo 2>/dev/null
 
 .PHONY: dependencies
-dependencies: install ## Check that what is imported is declared, and nothing else
-	@$(VENV)/bin/deptry .
+dependencies: install ## Check that each service declares what it imports, and nothing else
+	@for name in $(SERVICES); do \
+		$(DEPTRY) services/$$name shared --requirements-files services/$$name/requirements.in || exit 1; \
+	done
+	@# Plugins, tools and servers are used without an import, so here only what is missing counts.
+	@$(DEPTRY) $(SOURCES) --requirements-files requirements.in --ignore DEP002
 
 .PHONY: lock
 lock: install ## Write the lock files anew; ARGS=--upgrade raises the versions
