@@ -24,7 +24,7 @@ Instant = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, whe
 
 
 class Attributes(BaseModel):
-    """What every event says of itself. Unknown attributes are ignored: newer writers do not break older readers."""
+    """What every event says of itself. Unknown attributes are ignored, so newer writers break no reader."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.environment import EnvironmentContext
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -22,8 +21,11 @@ if TYPE_CHECKING:
 UPGRADE_LOCK = 0x6F72646572  # "order": any constant, the same in every replica that starts at the same time
 
 
-def run_from_environment(metadata: Sequence[MetaData], context: EnvironmentContext) -> None:
-    """The body of every `migrations/env.py`: migrate over the connection that `upgrade` opened."""
+def run_from_environment(metadata: Sequence[MetaData], context: Any) -> None:  # noqa: ANN401
+    """The body of every `migrations/env.py`: migrate over the connection that `upgrade` opened.
+
+    `context` is the module `alembic.context`, which stands in for an `EnvironmentContext`.
+    """
     connection: Connection = context.config.attributes["connection"]
     context.configure(connection=connection, target_metadata=list(metadata), transaction_per_migration=False)
     with context.begin_transaction():
