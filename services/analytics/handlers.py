@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services.analytics import store
+from services.analytics.domain import Changes, fact_of, newest_of_each
+from shared.bus.delivery import Event, Handlers
+from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED, ORDER_PAYMENT_FAILED, ORDER_REFUNDED
+
+
+async def count(connection: AsyncConnection, events: Sequence[Event]) -> None:
+    """Replace the orders' facts where these are newer, and move the roll-ups by the difference.
+
+    The roll-ups are written along, not computed from the facts on demand: adding up two million orders takes seconds,
+    reading their minutes takes milliseconds, and writing them costs a batch of 500 events about as much as its facts.
+    """
+    facts = newest_of_each(fact_of(event.subject, event.version, event.data) for event in events)
+    changes = Changes()
+    for old, new in await store.replace_facts(connection, facts):
+        if old:
+            changes.add(old, -1)
+        changes.add(new)
+    await store.change_minutes(connection, changes.minutes)
+    await store.change_products(connection, changes.products)
+
+
+# Every type carries the order's whole state, so all of them are handled alike, in one go.
+HANDLERS: Handlers = {
+    ORDER_COMPLETED: count,
+    ORDER_PAYMENT_FAILED: count,
+    ORDER_CANCELLED: count,
+    ORDER_REFUNDED: count,
+}
