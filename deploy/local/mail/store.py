@@ -59,7 +59,7 @@ class Store:
         return len(self._mails)
 
     def add(self, sender: str, recipients: Sequence[str], raw: bytes) -> Mail:
-        """On disk when this returns: first the mail, then its index line (which so never promises too much)."""
+        """On disk when this returns: the mail first, then its index line, so that no line lacks its mail."""
         subject, message_id = read_subject_and_id(raw)
         received_at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         mail = Mail(self._next, sender, tuple(recipients), subject, message_id, received_at)

@@ -53,7 +53,7 @@ def serve(settings: Settings, ledger: Ledger, owed: list[Event]) -> None:
         server_header=False,
         proxy_headers=False,
         log_level="warning",
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=2,
     )
 
 

@@ -119,7 +119,7 @@ class Api:
                 reset_of(scope)()
                 return None
             case "500":
-                # Stripe would store this 500 for the key. Then nobody could learn the outcome with that key, so
+                # Stripe would store this 500 for the key. Then nobody could learn the outcome with that key:
                 # the stored answer is the true one and this 500 is given once.
                 return LOST_500
 

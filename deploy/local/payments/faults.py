@@ -35,8 +35,8 @@ class Faults:
     seed               the same seed gives the same decisions to the same sequence of requests
     for_s              after this many seconds all of it ends by itself
 
-    The three `charge_then_…` hit the request that moves money (create with confirm, confirm, refund), whatever
-    its outcome, and never a replay: who asks again with the same key learns what happened.
+    The three `charge_then_…` hit the request that moves money (create with confirm, confirm, refund),
+    whatever its outcome, and never a replay: who asks again with the same key learns what happened.
     """
 
     latency_ms: int = 0

@@ -72,7 +72,7 @@ def evolve(intent: Intent) -> Intent:
 
 
 def confirm(
-    intent: Intent, *, off_session: bool, unlucky: bool, challenge_url: str, return_url: str | None
+    intent: Intent, *, challengeable: bool, unlucky: bool, challenge_url: str, return_url: str | None
 ) -> None:
     """Try to take the money; `unlucky` is a decline that the fault settings ask for."""
     require_state(intent, CONFIRMABLE, "confirm")
@@ -80,7 +80,7 @@ def confirm(
         message = "You cannot confirm this PaymentIntent because it's missing a payment method."
         raise InvalidRequest(message, code="payment_intent_unexpected_state", param="payment_method")
     card = find_card(intent.payment_method)
-    if card.challenge == "always" and not off_session:
+    if card.challenge == "always" and challengeable:
         _challenge(intent, challenge_url, return_url)
     elif card.challenge == "always":
         _decline(intent, AUTHENTICATION_REQUIRED)

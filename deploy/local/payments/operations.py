@@ -35,6 +35,7 @@ MAX_METADATA_VALUE = 500
 
 CREATE = frozenset(
     {
+        "allowed_payment_method_types",
         "amount",
         "automatic_payment_methods",
         "capture_method",
@@ -42,6 +43,7 @@ CREATE = frozenset(
         "confirmation_method",
         "currency",
         "description",
+        "error_on_requires_action",
         "metadata",
         "off_session",
         "payment_method",
@@ -50,11 +52,22 @@ CREATE = frozenset(
         "return_url",
         "shipping",
         "statement_descriptor_suffix",
+        "use_stripe_sdk",
     }
 )
-CONFIRM = frozenset({"off_session", "payment_method", "receipt_email", "return_url"})
+CONFIRM = frozenset(
+    {
+        "error_on_requires_action",
+        "off_session",
+        "payment_method",
+        "receipt_email",
+        "return_url",
+        "use_stripe_sdk",
+    }
+)
 CANCEL = frozenset({"cancellation_reason"})
 REFUND = frozenset({"amount", "charge", "metadata", "payment_intent", "reason"})
+METHOD_LISTS = ("payment_method_types", "allowed_payment_method_types")  # the older name and the newer
 CARD_NUMBER_FIELDS = ("card", "payment_method_data", "source")
 OUTCOMES: dict[str, EventType] = {
     "succeeded": "payment_intent.succeeded",
@@ -107,7 +120,7 @@ def confirm_intent(call: Call) -> Answer:
 def _confirm(call: Call, intent: Intent) -> Answer:
     intents.confirm(
         intent,
-        off_session=flag(call.form, "off_session"),
+        challengeable=_challengeable(call.form),
         unlucky=call.faults.hits(call.faults.active.decline_rate),
         challenge_url=f"{call.origin}/3ds",
         return_url=_return_url(call.form),
@@ -238,12 +251,12 @@ def _metadata(form: Form) -> dict[str, str]:
 
 def _check_methods(form: Form) -> None:
     """The sandbox is an account that takes cards and nothing else, captured at once."""
-    methods = strings(form, "payment_method_types")
-    if "payment_method_types" in form and methods != ["card"]:
-        raise InvalidRequest("This account takes cards only.", param="payment_method_types")
+    methods = next((name for name in METHOD_LISTS if name in form), None)
+    if methods is not None and strings(form, methods) != ["card"]:
+        raise InvalidRequest("This account takes cards only.", param=methods)
     automatic = mapping(form, "automatic_payment_methods")
     refuse_unknown(dict(automatic), frozenset({"enabled", "allow_redirects"}))
-    if methods and automatic.get("enabled") == "true":
+    if methods == "payment_method_types" and automatic.get("enabled") == "true":
         message = "Specify one of automatic_payment_methods and payment_method_types."
         raise InvalidRequest(message, param="payment_method_types")
     if text(form, "capture_method") not in {None, "automatic", "automatic_async"}:
@@ -257,6 +270,13 @@ def _attach(intent: Intent, form: Form) -> None:
     if payment_method is not None:
         find_card(payment_method)
         intent.payment_method = sys.intern(payment_method)
+
+
+def _challengeable(form: Form) -> bool:
+    """Whether there is a customer who could pass 3-D Secure now; else a card that wants it is declined."""
+    if text(form, "off_session") in {"one_off", "recurring"}:
+        return False
+    return not flag(form, "off_session") and not flag(form, "error_on_requires_action")
 
 
 def _return_url(form: Form) -> str | None:

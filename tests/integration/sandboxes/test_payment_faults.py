@@ -1,0 +1,146 @@
+"""Each payment fault does what it says: whether money moved, what the client sees, when it ends."""
+
+import asyncio
+
+import httpx
+import pytest
+
+from tests.integration.sandboxes.programs import Payments
+
+
+async def test_latency_delays_the_answer(payments: Payments, order_id: str) -> None:
+    await payments.faults(latency_ms=200)
+
+    answer = await payments.charge(order_id)
+
+    assert answer.elapsed.total_seconds() >= 0.2
+
+
+async def test_charge_then_hang_takes_the_money_and_never_answers(payments: Payments, order_id: str) -> None:
+    await payments.faults(charge_then_hang=True)
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(payments.charge(order_id), 0.3)
+
+    assert (await payments.row(order_id))["captured"] == 200
+    again = await payments.charge(order_id)
+    assert (again.status_code, again.headers["idempotent-replayed"]) == (200, "true")
+
+
+async def test_a_hanging_answer_comes_late_when_the_fault_ends(payments: Payments, order_id: str) -> None:
+    await payments.faults(charge_then_hang=True, for_s=0.3)
+
+    answer = await payments.charge(order_id)
+
+    assert answer.status_code == 200
+    assert answer.elapsed.total_seconds() >= 0.2
+
+
+async def test_charge_then_reset_takes_money_and_connection(payments: Payments, order_id: str) -> None:
+    await payments.faults(charge_then_reset=1)
+
+    with pytest.raises(httpx.ReadError):
+        await payments.charge(order_id)
+
+    assert (await payments.row(order_id))["captured"] == 200
+    assert (await payments.charge(order_id)).headers["idempotent-replayed"] == "true"
+
+
+async def test_charge_then_500_lies_once_and_then_tells_the_truth(payments: Payments, order_id: str) -> None:
+    await payments.faults(charge_then_500=1)
+
+    first = await payments.charge(order_id)
+    second = await payments.charge(order_id)
+
+    assert (first.status_code, first.json()["error"]["type"]) == (500, "api_error")
+    assert (second.status_code, second.json()["status"]) == (200, "succeeded")
+    assert (await payments.row(order_id))["captured"] == 200
+
+
+async def test_refuse_resets_before_anything_is_done(payments: Payments, order_id: str) -> None:
+    await payments.faults(refuse=1)
+
+    with pytest.raises(httpx.ReadError):
+        await payments.charge(order_id)
+
+    await payments.faults()
+    items = (await payments.http.get("/_sandbox/ledger")).json()["items"]
+    assert all(item["order_id"] != order_id for item in items)
+    assert "idempotent-replayed" not in (await payments.charge(order_id)).headers
+
+
+async def test_the_same_seed_makes_the_same_decisions(payments: Payments, order_id: str) -> None:
+    rounds = []
+    for number in range(2):
+        await payments.faults(decline_rate=0.5, seed=7)
+        answers = [await payments.charge(f"{order_id}-{number}-{index}") for index in range(20)]
+        rounds.append([answer.status_code for answer in answers])
+
+    assert rounds[0] == rounds[1]
+    assert set(rounds[0]) == {200, 402}
+
+
+async def test_a_lost_refund_is_learnt_with_its_key(payments: Payments, order_id: str) -> None:
+    intent = (await payments.charge(order_id)).json()["id"]
+    await payments.faults(charge_then_500=1)
+    options = {"idempotency_key": f"{order_id}-refund"}
+
+    with pytest.raises(Exception, match="unknown error"):
+        await payments.refunds.create_async({"payment_intent": intent}, options)  # type: ignore[arg-type]
+    refund = await payments.refunds.create_async({"payment_intent": intent}, options)  # type: ignore[arg-type]
+
+    assert refund.status == "succeeded"
+    assert (await payments.row(order_id))["refunded"] == 200
+
+
+async def test_faults_are_shown_and_end_by_themselves(payments: Payments) -> None:
+    await payments.faults(decline_rate=0.25, for_s=0.2)
+
+    async def active() -> bool:
+        return bool((await payments.http.get("/_sandbox/faults")).json()["active"])
+
+    during = (await payments.http.get("/_sandbox/faults")).json()
+
+    async with asyncio.timeout(5):
+        while await active():  # noqa: ASYNC110 - another process' state
+            await asyncio.sleep(0.02)
+
+    assert (during["active"], during["decline_rate"]) == (True, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("latency_ms", -1),
+        ("latency_ms", 1.5),
+        ("latency_ms", True),
+        ("decline_rate", 1.1),
+        ("decline_rate", "0.5"),
+        ("refuse", None),
+        ("seed", "x"),
+        ("for_s", 0),
+        ("for_s", True),
+        ("surprise", 1),
+    ],
+)
+async def test_nonsense_is_refused_and_changes_nothing(payments: Payments, name: str, value: object) -> None:
+    await payments.faults(latency_ms=1)
+
+    answer = await payments.faults(**{name: value})
+
+    assert (answer.status_code, answer.json()["field"]) == (422, name)
+    assert (await payments.http.get("/_sandbox/faults")).json()["latency_ms"] == 1
+
+
+async def test_the_page_shows_payments_and_sets_faults(payments: Payments, order_id: str) -> None:
+    await payments.charge(order_id)
+
+    posted = await payments.http.post("/faults", data={"latency_ms": "5", "decline_rate": "0.1", "seed": ""})
+    page = await payments.http.get("/")
+    wrong = await payments.http.post("/faults", data={"decline_rate": "7"})
+    foreign = await payments.http.post("/faults", headers={"sec-fetch-site": "cross-site"})
+
+    assert [posted.status_code, wrong.status_code, foreign.status_code] == [303, 422, 403]
+    assert order_id in page.text
+    assert "5 ms latency" in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
