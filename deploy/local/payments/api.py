@@ -114,7 +114,7 @@ class Api:
             case None:
                 return answer
             case "hang":
-                return answer if await self._outlasted(receive) else None
+                return await self._hang(answer, scope, receive)
             case "reset":
                 reset_of(scope)()
                 return None
@@ -122,6 +122,14 @@ class Api:
                 # Stripe would store this 500 for the key. Then nobody could learn the outcome with that key:
                 # the stored answer is the true one and this 500 is given once.
                 return LOST_500
+
+    async def _hang(self, answer: Answer, scope: Scope, receive: Receive) -> Answer | None:
+        try:
+            return answer if await self._outlasted(receive) else None
+        except asyncio.CancelledError:
+            # The sandbox is stopping, and uvicorn would answer 500 now: a hanging answer stays unsaid.
+            reset_of(scope)()
+            return None
 
     async def _outlasted(self, receive: Receive) -> bool:
         """Wait until the client goes (False) or the fault ends (True: the late answer is sent)."""
