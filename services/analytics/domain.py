@@ -1,4 +1,4 @@
-"""What analytics counts: a fact per order, and the minutes that the facts add up to. No framework, no database."""
+"""What analytics counts: a fact per order, and the minutes that the facts add up to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import NamedTuple
 from shared.contracts.orders import OrderState
 
 MINUTE = timedelta(minutes=1)
-MAX_BUCKETS = 5_000  # rows of one answer: a chart cannot show more
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)  # leaves room for rounding up
+MAX_BUCKETS = 5_000  # per currency in one answer: a chart cannot show more
 
 # An order that was taken stays a sale when it is cancelled: its money went back as a refund.
 SOLD = frozenset({"completed", "cancelled"})
@@ -146,20 +148,22 @@ class Bucket(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """The half-open time [start, end); None is open."""
+    """The half-open time [start, end)."""
 
-    start: datetime | None = None
-    end: datetime | None = None
+    start: datetime = EARLIEST
+    end: datetime = LATEST
 
-    def split(self) -> tuple[Period | None, list[Period]]:
+    def split(self) -> tuple[Period, list[Period]]:
         """The whole minutes in it, which roll-ups answer, and the rest at its edges, which only facts can."""
-        first = _ceiling(self.start) if self.start else None
-        last = minute_of(self.end) if self.end else None
-        if first and last and first >= last:
-            return None, [self]
-        before = Period(self.start, first) if first != self.start else None
-        after = Period(last, self.end) if last != self.end else None
-        return Period(first, last), [edge for edge in (before, after) if edge]
+        first, last = _ceiling(self.start), minute_of(self.end)
+        if first >= last:
+            return Period(first, first), [self]
+        edges = (Period(self.start, first), Period(last, self.end))
+        return Period(first, last), [edge for edge in edges if edge.start < edge.end]
+
+    def buckets(self, bucket: Bucket) -> int:
+        """How many buckets it touches, about."""
+        return (self.end - self.start) // bucket.length + 1
 
 
 def _ceiling(instant: datetime) -> datetime:

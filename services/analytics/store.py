@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
@@ -18,10 +18,11 @@ from sqlalchemy import (
     Text,
     bindparam,
     select,
-    text,
+    tuple_,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.types import TypeEngine
 
 from services.analytics.domain import (
     Bucket,
@@ -33,6 +34,7 @@ from services.analytics.domain import (
     ProductKey,
     ProductSums,
 )
+from shared.runtime.statements import over_arrays
 
 Instant = DateTime(timezone=True)
 
@@ -52,7 +54,7 @@ order_facts = Table(
     Column("created_at", Instant, nullable=False),
     Column("completed_at", Instant),
     Column("happened_at", Instant, nullable=False, comment="completed_at, or created_at without it"),
-    # In the order's own row, because they are only ever read and replaced with it: a table of lines halves the rate.
+    # In the order's own row, because they are only ever written, read and replaced together with it.
     Column("lines", JSONB, nullable=False, comment="[[sku, quantity, subtotal], …]"),
     Index("order_facts_happened_at", "happened_at", "order_id"),
 )
@@ -86,51 +88,53 @@ product_minutes = Table(
 )
 
 _FACTS = """
-    unnest(:order_ids, :versions, :tenants, :statuses, :sold, :currencies, :totals, :refunded, :created, :completed,
-           :lines)
-    AS e (order_id, version, tenant, status, sold, currency, total, refunded_total, created_at, completed_at, lines)
+    unnest(:order_ids, :versions, :tenants, :statuses, :sold, :currencies, :totals, :refunded, :created,
+           :completed, :lines)
+    AS e (order_id, version, tenant, status, sold, currency, total, refunded_total, created_at,
+          completed_at, lines)
 """
-_FACT_PARAMETERS = (
-    bindparam("order_ids", type_=ARRAY(Text)),
-    bindparam("versions", type_=ARRAY(Integer)),
-    bindparam("tenants", type_=ARRAY(Text)),
-    bindparam("statuses", type_=ARRAY(Text)),
-    bindparam("sold", type_=ARRAY(Boolean)),
-    bindparam("currencies", type_=ARRAY(Text)),
-    bindparam("totals", type_=ARRAY(BigInteger)),
-    bindparam("refunded", type_=ARRAY(BigInteger)),
-    bindparam("created", type_=ARRAY(Instant)),
-    bindparam("completed", type_=ARRAY(Instant)),
-    bindparam("lines", type_=ARRAY(Text)),
-)
+_FACT_COLUMNS: dict[str, TypeEngine[Any]] = {
+    "order_ids": Text(),
+    "versions": Integer(),
+    "tenants": Text(),
+    "statuses": Text(),
+    "sold": Boolean(),
+    "currencies": Text(),
+    "totals": BigInteger(),
+    "refunded": BigInteger(),
+    "created": Instant,
+    "completed": Instant,
+    "lines": Text(),
+}
 
-_INSERT_FACTS = text(
+_INSERT_FACTS = over_arrays(
     f"""
-    INSERT INTO order_facts (order_id, version, tenant, status, sold, currency, total, refunded_total, created_at,
-                             completed_at, happened_at, lines)
-    SELECT e.order_id, e.version, e.tenant, e.status, e.sold, e.currency, e.total, e.refunded_total, e.created_at,
-           e.completed_at, coalesce(e.completed_at, e.created_at), e.lines::jsonb
+    INSERT INTO order_facts (order_id, version, tenant, status, sold, currency, total, refunded_total,
+                             created_at, completed_at, happened_at, lines)
+    SELECT e.order_id, e.version, e.tenant, e.status, e.sold, e.currency, e.total, e.refunded_total,
+           e.created_at, e.completed_at, coalesce(e.completed_at, e.created_at), e.lines::jsonb
     FROM {_FACTS}
     ON CONFLICT (order_id) DO NOTHING
     RETURNING order_id
-    """  # noqa: S608 - a constant
-).bindparams(*_FACT_PARAMETERS)
+    """,  # noqa: S608 - a constant
+    **_FACT_COLUMNS,
+)
 
-_UPDATE_FACTS = text(
+_UPDATE_FACTS = over_arrays(
     f"""
     UPDATE order_facts f
     SET version = e.version, tenant = e.tenant, status = e.status, sold = e.sold, currency = e.currency,
         total = e.total, refunded_total = e.refunded_total, created_at = e.created_at,
-        completed_at = e.completed_at, happened_at = coalesce(e.completed_at, e.created_at), lines = e.lines::jsonb
+        completed_at = e.completed_at, happened_at = coalesce(e.completed_at, e.created_at),
+        lines = e.lines::jsonb
     FROM {_FACTS}
     WHERE f.order_id = e.order_id
-    """  # noqa: S608 - a constant
-).bindparams(*_FACT_PARAMETERS)
-
-_MINUTES = (bindparam("minutes", type_=ARRAY(Instant)), bindparam("currencies", type_=ARRAY(Text)))
+    """,  # noqa: S608 - a constant
+    **_FACT_COLUMNS,
+)
 
 # ORDER BY: two replicas that add to the same minutes take the row locks in the same order.
-_ADD_MINUTES = text(
+_ADD_MINUTES = over_arrays(
     """
     INSERT INTO sales_minutes AS m (minute, currency, orders, gross, refunded, cancelled, payment_failed)
     SELECT * FROM unnest(:minutes, :currencies, :orders, :gross, :refunded, :cancelled, :payment_failed) AS e
@@ -139,17 +143,17 @@ _ADD_MINUTES = text(
     SET orders = m.orders + excluded.orders, gross = m.gross + excluded.gross,
         refunded = m.refunded + excluded.refunded, cancelled = m.cancelled + excluded.cancelled,
         payment_failed = m.payment_failed + excluded.payment_failed
-    """
-).bindparams(
-    *_MINUTES,
-    bindparam("orders", type_=ARRAY(BigInteger)),
-    bindparam("gross", type_=ARRAY(BigInteger)),
-    bindparam("refunded", type_=ARRAY(BigInteger)),
-    bindparam("cancelled", type_=ARRAY(BigInteger)),
-    bindparam("payment_failed", type_=ARRAY(BigInteger)),
+    """,
+    minutes=Instant,
+    currencies=Text,
+    orders=BigInteger,
+    gross=BigInteger,
+    refunded=BigInteger,
+    cancelled=BigInteger,
+    payment_failed=BigInteger,
 )
 
-_ADD_PRODUCTS = text(
+_ADD_PRODUCTS = over_arrays(
     """
     INSERT INTO product_minutes AS m (minute, currency, sku, orders, quantity, gross)
     SELECT * FROM unnest(:minutes, :currencies, :skus, :orders, :quantities, :gross) AS e
@@ -157,35 +161,92 @@ _ADD_PRODUCTS = text(
     ON CONFLICT (minute, currency, sku) DO UPDATE
     SET orders = m.orders + excluded.orders, quantity = m.quantity + excluded.quantity,
         gross = m.gross + excluded.gross
-    """
-).bindparams(
-    *_MINUTES,
-    bindparam("skus", type_=ARRAY(Text)),
-    bindparam("orders", type_=ARRAY(BigInteger)),
-    bindparam("quantities", type_=ARRAY(BigInteger)),
-    bindparam("gross", type_=ARRAY(BigInteger)),
+    """,
+    minutes=Instant,
+    currencies=Text,
+    skus=Text,
+    orders=BigInteger,
+    quantities=BigInteger,
+    gross=BigInteger,
 )
 
 # A minute that nothing counts at any more looks as if nothing ever had: the tables depend on the facts alone.
-_DROP_EMPTY_MINUTES = text(
+_DROP_EMPTY_MINUTES = over_arrays(
     """
     DELETE FROM sales_minutes m USING unnest(:minutes, :currencies) AS e (minute, currency)
     WHERE m.minute = e.minute AND m.currency = e.currency AND m.orders = 0 AND m.payment_failed = 0
-    """
-).bindparams(*_MINUTES)
+    """,
+    minutes=Instant,
+    currencies=Text,
+)
 
-_DROP_EMPTY_PRODUCTS = text(
+_DROP_EMPTY_PRODUCTS = over_arrays(
     """
     DELETE FROM product_minutes m USING unnest(:minutes, :currencies, :skus) AS e (minute, currency, sku)
     WHERE m.minute = e.minute AND m.currency = e.currency AND m.sku = e.sku AND m.orders = 0
-    """
-).bindparams(*_MINUTES, bindparam("skus", type_=ARRAY(Text)))
+    """,
+    minutes=Instant,
+    currencies=Text,
+    skus=Text,
+)
+
+# What a period holds: its whole minutes from the roll-ups, its edges from the facts.
+_SALES_IN_PERIOD = """
+    SELECT minute, currency, orders, gross, refunded, cancelled, payment_failed
+    FROM sales_minutes WHERE minute >= :first AND minute < :last
+    UNION ALL
+    SELECT date_trunc('minute', f.happened_at, 'UTC'), f.currency, f.sold::int,
+           CASE WHEN f.sold THEN f.total ELSE 0 END, CASE WHEN f.sold THEN f.refunded_total ELSE 0 END,
+           (f.status = 'cancelled')::int, (NOT f.sold)::int
+    FROM unnest(:starts, :ends) AS edge (from_, to_)
+    JOIN order_facts f ON f.happened_at >= edge.from_ AND f.happened_at < edge.to_
+"""
+
+_PRODUCTS_IN_PERIOD = """
+    SELECT currency, sku, orders, quantity, gross
+    FROM product_minutes WHERE minute >= :first AND minute < :last
+    UNION ALL
+    SELECT f.currency, line ->> 0, 1, (line ->> 1)::bigint, (line ->> 2)::bigint
+    FROM unnest(:starts, :ends) AS edge (from_, to_)
+    JOIN order_facts f ON f.happened_at >= edge.from_ AND f.happened_at < edge.to_ AND f.sold,
+         jsonb_array_elements(f.lines) AS line
+"""
+
+_SUMMARY = over_arrays(
+    f"""
+    SELECT currency, sum(orders) AS orders, sum(gross) AS gross, sum(refunded) AS refunded,
+           sum(cancelled) AS cancelled, sum(payment_failed) AS payment_failed
+    FROM ({_SALES_IN_PERIOD}) AS counted GROUP BY currency ORDER BY currency
+    """,  # noqa: S608 - a constant
+    starts=Instant,
+    ends=Instant,
+)
+
+_SALES = over_arrays(
+    f"""
+    SELECT date_trunc(:bucket, minute, 'UTC') AS start, currency, sum(orders) AS orders, sum(gross) AS gross,
+           sum(refunded) AS refunded
+    FROM ({_SALES_IN_PERIOD}) AS counted
+    GROUP BY 1, 2 HAVING sum(orders) > 0 ORDER BY 1, 2
+    """,  # noqa: S608 - a constant
+    starts=Instant,
+    ends=Instant,
+)
+
+_TOP_PRODUCTS = over_arrays(
+    f"""
+    SELECT sku, currency, sum(orders) AS orders, sum(quantity) AS quantity, sum(gross) AS gross
+    FROM ({_PRODUCTS_IN_PERIOD}) AS counted
+    WHERE :currency IS NULL OR currency = :currency
+    GROUP BY sku, currency ORDER BY gross DESC, sku, currency LIMIT :limit
+    """,  # noqa: S608 - a constant
+    starts=Instant,
+    ends=Instant,
+).bindparams(bindparam("currency", type_=Text))
 
 
-async def replace_facts(
-    connection: AsyncConnection, facts: Sequence[Fact]
-) -> list[tuple[Fact | None, Fact]]:
-    """Write what is new or newer (one fact per order); returns each fact written with the one that it replaced."""
+async def replace_facts(connection: AsyncConnection, facts: Sequence[Fact]) -> list[tuple[Fact | None, Fact]]:
+    """Write what is new or newer (one fact per order); returns each one written with what it replaced."""
     # In key order, so that two replicas never wait for each other in a circle.
     facts = sorted(facts, key=lambda fact: fact.order_id)
     inserted = set((await connection.execute(_INSERT_FACTS, _columns(facts))).scalars())
@@ -286,3 +347,44 @@ def _fact(row: Row[Any]) -> Fact:
         completed_at=row.completed_at,
         lines=tuple(LineFact(*line) for line in row.lines),
     )
+
+
+async def summary(connection: AsyncConnection, period: Period) -> Sequence[Row[Any]]:
+    """What the period adds up to, per currency."""
+    return (await connection.execute(_SUMMARY, _bounds(period))).all()
+
+
+async def sales(connection: AsyncConnection, period: Period, bucket: Bucket) -> Sequence[Row[Any]]:
+    """What each bucket of the period adds up to, per currency; buckets without orders are left out."""
+    return (await connection.execute(_SALES, {**_bounds(period), "bucket": bucket})).all()
+
+
+async def top_products(
+    connection: AsyncConnection, period: Period, currency: str | None, limit: int
+) -> Sequence[Row[Any]]:
+    """The products that brought in most."""
+    wanted = {**_bounds(period), "currency": currency, "limit": limit}
+    return (await connection.execute(_TOP_PRODUCTS, wanted)).all()
+
+
+async def facts_after(
+    connection: AsyncConnection, period: Period, after: tuple[datetime, str] | None, limit: int
+) -> Sequence[Row[Any]]:
+    """The period's next facts behind `after` (instant and order), oldest first."""
+    place = tuple_(order_facts.c.happened_at, order_facts.c.order_id)
+    found = select(order_facts).where(
+        order_facts.c.happened_at >= period.start, order_facts.c.happened_at < period.end
+    )
+    if after:
+        found = found.where(place > after)
+    return (await connection.execute(found.order_by(*place).limit(limit))).all()
+
+
+def _bounds(period: Period) -> dict[str, Any]:
+    whole, edges = period.split()
+    return {
+        "first": whole.start,
+        "last": whole.end,
+        "starts": [edge.start for edge in edges],
+        "ends": [edge.end for edge in edges],
+    }
