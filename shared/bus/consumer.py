@@ -105,7 +105,7 @@ class PartitionConsumer(Loop):
         self._gate = gate
         self._recovered = False
         self._swept_at = 0.0
-        self._torn: set[str] = set()
+        self._losses = 0
 
     @override
     async def run_once(self) -> int:
@@ -132,7 +132,8 @@ class PartitionConsumer(Loop):
             return self.paused_s
         if classify(error) is Action.REBUILD:
             log.warning("stream or group is gone, taking it up again", loop=self.name, error=str(error)[:100])
-            return 0.05
+            self._losses += 1
+            return min(1.0, 0.05 * 2.0 ** min(self._losses, 8))  # the relay needs a moment to make it anew
         return super().failed(error)
 
     @override
@@ -159,6 +160,7 @@ class PartitionConsumer(Loop):
         whole = [entry for entry in entries if entry.event is not None]
         await self._deliverer.deliver([self._arrival(entry) for entry in whole])
         self._gate.success()
+        self._losses = 0
         await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
         await self._discard_torn(entries)
 
@@ -183,6 +185,8 @@ class PartitionConsumer(Loop):
 
     async def adopt(self, settled: int) -> int:
         """Take up entries behind `settled` that are in the stream but in nobody's hands (XGROUP DELCONSUMER drops them)."""
+        if await self._gate.closed():
+            return 0
         entries = await self._streams.read_range(self._stream, settled + 1, BATCH)
         await self._hand_over(entries)
         return len(entries)

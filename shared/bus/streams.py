@@ -30,7 +30,9 @@ _POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
 # ARGV: cursor, head, then position and event in turn. Answers {state, last position}.
 _PUBLISH = """
 local last = 0
-if redis.call('EXISTS', KEYS[1]) == 1 then
+local kind = redis.call('TYPE', KEYS[1]).ok
+if kind ~= 'none' then
+  if kind ~= 'stream' then return {'replaced', 0} end
   local info = redis.call('XINFO', 'STREAM', KEYS[1])
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last = tonumber(string.match(info[i + 1], '^%d+')) end
@@ -58,7 +60,16 @@ class State(StrEnum):
 
     PUBLISHED = "published"
     BEHIND = "behind"  # the stream lost entries: its last id is below the cursor
+    REPLACED = "replaced"  # the key holds something that is no stream
     AHEAD = "ahead"  # somebody else wrote into it, or the log is older than the stream
+
+
+class Found(StrEnum):
+    """What a look at one entry found."""
+
+    PRESENT = "present"
+    MISSING = "missing"
+    REPLACED = "replaced"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,7 @@ class Streams(Protocol):
         """Drop the stream and make it anew, empty, with its group, ready for `settled + 1`."""
         ...
 
-    async def holds(self, stream: str, position: int) -> bool:
+    async def look(self, stream: str, position: int) -> Found:
         """Whether the entry at `position` is there."""
         ...
 
@@ -199,8 +210,14 @@ class RedisStreams:
     async def rebuild(self, stream: str, group: str, settled: int) -> None:
         await cast("Awaitable[Any]", self._rebuild(keys=[stream], args=[group, settled]))
 
-    async def holds(self, stream: str, position: int) -> bool:
-        return bool(await self._commands.xrange(stream, f"{position}-0", f"{position}-0", count=1))
+    async def look(self, stream: str, position: int) -> Found:
+        try:
+            there = await self._commands.xrange(stream, f"{position}-0", f"{position}-0", count=1)
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return Found.REPLACED
+        return Found.PRESENT if there else Found.MISSING
 
     async def trim(self, stream: str, settled: int) -> None:
         await self._commands.xtrim(stream, minid=f"{settled + 1}-0", approximate=False)

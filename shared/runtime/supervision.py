@@ -173,6 +173,7 @@ def http_server(app: ASGIApp) -> Server:
         access_log=False,
         server_header=False,
         date_header=False,
+        proxy_headers=False,  # nothing here depends on the client's address
         timeout_keep_alive=65,  # above the 60 s after which common proxies drop an idle connection
         timeout_graceful_shutdown=GRACEFUL_S,
         loop="uvloop",

@@ -1,0 +1,193 @@
+"""A small world: a log, a relay, a stream server, and a service whose handler counts every effect it has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import pytest_asyncio
+from redis.asyncio import Redis
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from shared.bus.consumer import Gate, PartitionConsumer, Reporter
+from shared.bus.delivery import Deliverer, Event, Handler
+from shared.bus.ledger import ledger_tables
+from shared.bus.log import EventLog, log_tables
+from shared.bus.relay import Relay
+from shared.bus.retrier import Retrier
+from shared.bus.retry import Backoff
+from shared.bus.streams import RedisStreams
+from shared.contracts.envelope import Envelope
+from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED, schema_of
+from shared.runtime.db import Database
+from shared.runtime.identifiers import new_id, uuid7
+from shared.runtime.supervision import Loop
+
+SERVICE = "email"
+STREAM = "events:email:0"
+
+
+def event(subject: str | None = None, *, kind: str = ORDER_COMPLETED, version: int = 1) -> Envelope:
+    """An event of an order of one line."""
+    subject = subject or new_id("ord")
+    now = datetime.now(UTC)
+    line = {"sku": "SKU-0001", "name": "Product 1", "quantity": 1, "unit_price": 100, "subtotal": 100}
+    state = {
+        "order_id": subject,
+        "tenant": "demo",
+        "status": "completed",
+        "version": version,
+        "currency": "EUR",
+        "total": 100,
+        "refunded_total": 0,
+        "lines": [line],
+        "customer": {"email": "ann@example.com"},
+        "created_at": now.isoformat(),
+    }
+    return Envelope(
+        id=uuid7(),
+        source="urn:test",
+        type=kind,
+        subject=subject,
+        time=now,
+        dataschema=schema_of(kind),
+        orderversion=version,
+        data=state,
+    )
+
+
+class Handling:
+    """A handler that writes one row per effect, so that a second application would show; it can be told to fail."""
+
+    def __init__(self) -> None:
+        self.failing: dict[str, Exception] = {}
+        self.seen: list[str] = []
+
+    async def __call__(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
+        for one in events:
+            self.seen.append(one.subject)
+            await connection.execute(
+                text("INSERT INTO effects (event_id, subject, version) VALUES (:id, :subject, :version)"),
+                {"id": one.id, "subject": one.subject, "version": one.version},
+            )
+            if one.subject in self.failing:
+                raise self.failing[one.subject]
+
+
+@dataclass
+class World:
+    """Everything between a committed event and its effect."""
+
+    db: Database
+    log: EventLog
+    streams: RedisStreams
+    redis: Redis
+    handling: Handling
+    deliverer: Deliverer
+    gate: Gate
+    running: list[tuple[Loop, asyncio.Task[None]]] = field(default_factory=list)
+
+    async def append(self, *events: Envelope) -> None:
+        """Commit events to the log, in one transaction."""
+        async with self.db.transaction() as connection:
+            await self.log.append(connection, events)
+
+    def relay(self, window: int = 100_000, batch: int = 1_000) -> Relay:
+        """A relay of the service."""
+        return Relay(self.db, self.log, self.streams, SERVICE, 0, window, batch)
+
+    def consumer(self, name: str = "one") -> PartitionConsumer:
+        """A replica of the service."""
+        return PartitionConsumer(SERVICE, 0, name, self.streams, self.deliverer, self.gate)
+
+    def reporter(self, consumer: PartitionConsumer) -> Reporter:
+        """Its reporter."""
+        return Reporter(SERVICE, 0, self.streams, self.deliverer, consumer)
+
+    def retrier(self) -> Retrier:
+        """Its retrier."""
+        return Retrier(self.deliverer, self.gate)
+
+    def start(self, *loops: Loop) -> None:
+        """Run loops until the test ends."""
+        self.running += [(loop, asyncio.create_task(loop.run(), name=loop.name)) for loop in loops]
+
+    def start_service(self, name: str = "one") -> PartitionConsumer:
+        """Run one whole replica."""
+        consumer = self.consumer(name)
+        self.start(consumer, self.reporter(consumer), self.retrier())
+        return consumer
+
+    async def stop(self) -> None:
+        """Stop what runs."""
+        for loop, _ in self.running:
+            loop.stop()
+        for _, task in self.running:
+            await asyncio.wait_for(task, 10)
+        self.running.clear()
+
+    async def kill(self) -> None:
+        """End what runs as kill -9 would: no clean-up."""
+        for _, task in self.running:
+            task.cancel()
+        for _, task in self.running:
+            with suppress(asyncio.CancelledError):
+                await task
+        self.running.clear()
+
+    async def scalar(self, sql: str) -> int:
+        """One number."""
+        async with self.db.reading() as connection:
+            return (await connection.execute(text(sql))).scalar_one() or 0
+
+    async def effects(self) -> tuple[int, int]:
+        """How many effects there are, and of how many events."""
+        async with self.db.reading() as connection:
+            row = (await connection.execute(text("SELECT count(*), count(DISTINCT event_id) FROM effects"))).one()
+        return row[0], row[1]
+
+    async def states(self) -> dict[str, int]:
+        """The ledger's census."""
+        async with self.db.reading() as connection:
+            rows = await connection.execute(text("SELECT state, count(*) FROM deliveries GROUP BY state"))
+        return {row[0]: row[1] for row in rows}
+
+    async def settled(self) -> int:
+        """What the relay has mirrored."""
+        return await self.scalar("SELECT settled FROM subscriptions")
+
+
+async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.0) -> None:
+    """Wait for something that other tasks bring about."""
+    async with asyncio.timeout(timeout_s):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(new_database: Callable[[], Awaitable[str]], redis_url: str) -> AsyncIterator[World]:
+    db = Database(await new_database(), "test", 10)
+    async with db.engine.begin() as connection:
+        await connection.run_sync(log_tables.create_all)
+        await connection.run_sync(ledger_tables.create_all)
+        await connection.execute(text("CREATE TABLE effects (event_id uuid, subject text, version int)"))
+        await connection.execute(text("INSERT INTO log_head VALUES (0, 0)"))
+    log = EventLog()
+    async with db.transaction() as connection:
+        await log.subscribe(connection, SERVICE)
+    streams = RedisStreams(redis_url, "test")
+    redis = Redis.from_url(redis_url)
+    await redis.flushall()
+    handling = Handling()
+    handlers: dict[str, Handler] = {ORDER_COMPLETED: handling, ORDER_CANCELLED: handling}
+    deliverer = Deliverer(db, handlers, Backoff(base_s=0.05, retries=3))
+    made = World(db, log, streams, redis, handling, deliverer, Gate(deliverer))
+    yield made
+    await made.kill()
+    await streams.close()
+    await redis.aclose()
+    await db.close()

@@ -1,0 +1,234 @@
+"""What becomes of a delivery: done, ignored, retrying, waiting, dead, parked; and who pays for a culprit."""
+
+import asyncio
+
+import pytest
+from sqlalchemy import text
+
+from shared.bus.consumer import Gate
+from shared.bus.delivery import Arrival, Deliverer
+from shared.bus.retry import Backoff, Brake
+from shared.contracts.envelope import encode
+from shared.contracts.orders import ORDER_CANCELLED, ORDER_REFUNDED
+from shared.runtime.errors import DeadEvent, Outage
+from tests.integration.bus.conftest import STREAM, World, event, until
+
+
+def arrivals(*events: object, first: int = 1) -> list[Arrival]:
+    return [Arrival(0, first + n, one if isinstance(one, bytes) else encode(one)) for n, one in enumerate(events)]
+
+
+async def test_one_failing_event_never_holds_up_the_others(world: World) -> None:
+    events = [event() for _ in range(40)]
+    world.handling.failing[events[17].subject] = RuntimeError("this one does not work")
+
+    await world.deliverer.deliver(arrivals(*events))
+
+    assert await world.states() == {"done": 39, "retrying": 1}
+    assert await world.effects() == (39, 39)
+
+
+async def test_a_failing_event_is_tried_again_until_it_is_dead(world: World) -> None:
+    broken = event()
+    world.handling.failing[broken.subject] = RuntimeError("never works")
+    world.start(world.retrier())
+
+    await world.deliverer.deliver(arrivals(broken))
+    await until(lambda: state_is(world, "dead"))
+
+    assert world.handling.seen.count(broken.subject) == 4  # the first attempt and three retries
+    assert await world.effects() == (0, 0)
+    assert await world.scalar("SELECT attempts FROM deliveries") == 4
+
+
+async def test_a_failing_event_that_works_later_is_done_once(world: World) -> None:
+    broken = event()
+    world.handling.failing[broken.subject] = RuntimeError("not yet")
+    world.start(world.retrier())
+
+    await world.deliverer.deliver(arrivals(broken))
+    world.handling.failing.clear()
+    await until(lambda: state_is(world, "done"))
+
+    assert await world.effects() == (1, 1)
+
+
+async def test_an_event_that_can_never_work_is_dead_at_once(world: World) -> None:
+    hopeless = event()
+    world.handling.failing[hopeless.subject] = DeadEvent("no such customer")
+
+    await world.deliverer.deliver(arrivals(hopeless, event()))
+
+    assert await world.states() == {"dead": 1, "done": 1}
+    assert world.handling.seen.count(hopeless.subject) == 2  # in the batch, and alone
+
+
+async def test_later_events_of_an_order_wait_behind_the_one_that_is_retrying(world: World) -> None:
+    first = event()
+    later = [event(first.subject, kind=ORDER_CANCELLED, version=n) for n in (2, 3)]
+    world.handling.failing[first.subject] = RuntimeError("not yet")
+
+    await world.deliverer.deliver(arrivals(first))
+    await world.deliverer.deliver(arrivals(*later, event(), first=2))
+    assert await world.states() == {"retrying": 1, "waiting": 2, "done": 1}
+    world.handling.failing.clear()
+    world.start(world.retrier())
+    await until(lambda: all_done(world, 4))
+
+    async with world.db.reading() as connection:
+        versions = await connection.execute(
+            text("SELECT version FROM effects WHERE subject = :subject"), {"subject": first.subject}
+        )
+    assert [row.version for row in versions] == [1, 2, 3]
+
+
+async def test_the_same_events_again_change_nothing(world: World) -> None:
+    batch = arrivals(*(event() for _ in range(20)))
+
+    await world.deliverer.deliver(batch)
+    await world.deliverer.deliver(batch + batch)
+    await world.deliverer.hand_over(batch)
+    await asyncio.gather(*(world.deliverer.deliver(batch) for _ in range(4)))
+
+    assert await world.effects() == (20, 20)
+
+
+async def test_two_replicas_that_get_the_same_batch_at_once_apply_it_once(world: World) -> None:
+    other = Deliverer(world.db, {"order.completed": world.handling}, Backoff(base_s=0.05))
+    batches = [arrivals(*(event() for _ in range(10)), first=1 + 10 * n) for n in range(10)]
+
+    await asyncio.gather(*(one.deliver(batch) for batch in batches for one in (world.deliverer, other)))
+
+    assert await world.effects() == (100, 100)
+
+
+RUBBISH = [
+    b"",
+    b"not json",
+    b"[1, 2]",
+    b"null",
+    b'{"specversion": "1.0"}',
+    b"\x00\xff\xfe",
+    b'{"a":' * 2000,
+    b'{"id": "' + b"x" * 5_000_000 + b'"}',
+]
+
+
+@pytest.mark.parametrize("raw", RUBBISH, ids=lambda raw: repr(raw[:20]))
+async def test_bytes_that_are_no_event_are_parked_with_a_reason(world: World, raw: bytes) -> None:
+    await world.deliverer.deliver(arrivals(raw, event()))
+    await world.deliverer.deliver(arrivals(raw))
+
+    assert await world.states() == {"parked": 1, "done": 1}
+    assert await world.scalar("SELECT length(last_error) FROM deliveries WHERE state = 'parked'") > 5
+
+
+async def test_unknown_types_and_newer_majors_are_parked_until_a_version_that_knows_them_starts(world: World) -> None:
+    newer = event().model_copy(update={"dataschema": "urn:orderstream:schema:order.completed/2"})
+    unknown = event().model_copy(update={"type": "order.gifted"})
+    stranger = event()
+    broken = stranger.model_copy(update={"data": {**stranger.data, "total": -1}})
+
+    await world.deliverer.deliver(arrivals(newer, unknown, broken))
+    await world.retrier().run_once()
+
+    assert await world.states() == {"parked": 3}
+    async with world.db.reading() as connection:
+        reasons = {row[0] for row in await connection.execute(text("SELECT last_error FROM deliveries"))}
+    assert len(reasons) == 3
+
+
+async def test_parked_events_are_resumed_when_the_code_knows_them(world: World) -> None:
+    """As after a deploy: an older version parked the event, this one can read it."""
+    known = event()
+    async with world.db.transaction() as connection:
+        await connection.execute(
+            text(
+                "INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event)"
+                " VALUES (:id, 0, 1, 'order.completed', :subject, 1, 'parked', 1, :event)"
+            ),
+            {"id": known.id, "subject": known.subject, "event": encode(known)},
+        )
+
+    world.start(world.retrier())
+    await until(lambda: all_done(world, 1))
+
+    assert await world.effects() == (1, 1)
+
+
+async def test_a_type_that_the_service_does_not_care_for_is_ignored(world: World) -> None:
+    other = event(kind=ORDER_REFUNDED).model_copy()
+
+    await world.deliverer.deliver(arrivals(other))
+
+    assert await world.states() == {"ignored": 1}
+
+
+async def test_an_outage_spends_no_attempt_and_ends_by_itself(world: World) -> None:
+    relay = world.relay()
+    await world.append(*(event() for _ in range(5)))
+    await relay.run_once()
+    down = Outage("the dependency is down")
+    async with world.db.reading() as connection:
+        subjects = [row[0] for row in await connection.execute(text("SELECT subject FROM event_log"))]
+    world.handling.failing.update(dict.fromkeys(subjects, down))
+
+    world.start(relay)
+    world.start_service()
+    await until(lambda: tried(world, 2))
+    world.handling.failing.clear()
+    await until(lambda: all_done(world, 5))
+
+    assert await world.effects() == (5, 5)
+    assert await world.scalar("SELECT max(attempts) FROM deliveries") <= 2
+
+
+async def test_a_handler_that_fails_on_everything_trips_the_brake(world: World) -> None:
+    """A bad deploy must not empty the stream into the dead letters."""
+    events = [event() for _ in range(150)]
+    world.handling.failing.update({one.subject: DeadEvent("bad deploy") for one in events})
+    world.deliverer.brake = Brake(window=100, at_least=20)
+
+    await world.deliverer.deliver(arrivals(*events))
+
+    states = await world.states()
+    assert states["dead"] <= 100
+    assert await Gate(world.deliverer).closed()
+
+
+async def test_a_pause_holds_over_a_restart_and_a_resume_goes_on(world: World) -> None:
+    async with world.db.transaction() as connection:
+        await world.deliverer.ledger.set_control(connection, paused=True, reason="looking into it", by="ann")
+    relay = world.relay()
+    world.start(relay)
+    world.start_service()
+    await world.append(*(event() for _ in range(10)))
+    await until(lambda: in_stream(world, 10))
+    await asyncio.sleep(0.5)
+    effects_while_paused = await world.effects()
+
+    await world.stop()
+    async with world.db.transaction() as connection:
+        await world.deliverer.ledger.set_control(connection, paused=False, reason="fine", by="ann")
+    world.start_service()
+    await until(lambda: all_done(world, 10))
+
+    assert effects_while_paused == (0, 0)
+    assert await world.effects() == (10, 10)
+
+
+async def state_is(world: World, state: str) -> bool:
+    return await world.states() == {state: 1}
+
+
+async def all_done(world: World, count: int) -> bool:
+    return (await world.states()).get("done") == count
+
+
+async def tried(world: World, times: int) -> bool:
+    await asyncio.sleep(0)
+    return len(world.handling.seen) >= times
+
+
+async def in_stream(world: World, count: int) -> bool:
+    return await world.redis.exists(STREAM) == 1 and await world.redis.xlen(STREAM) == count

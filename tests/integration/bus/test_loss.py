@@ -1,0 +1,164 @@
+"""Redis is disposable: whatever it loses comes again by itself, and nothing is applied twice."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
+
+Loss = Callable[[World], Awaitable[object]]
+
+
+async def flush(world: World) -> None:
+    await world.redis.flushall()
+
+
+async def trim(world: World) -> None:
+    await world.redis.xtrim(STREAM, maxlen=0, approximate=False)
+
+
+async def delete_some(world: World) -> None:
+    ids = [entry[0] for entry in await world.redis.xrange(STREAM)]
+    if ids:
+        await world.redis.xdel(STREAM, *ids[::2])
+
+
+async def destroy_group(world: World) -> None:
+    await world.redis.xgroup_destroy(STREAM, SERVICE)
+
+
+async def delete_consumer(world: World) -> None:
+    await world.redis.xgroup_delconsumer(STREAM, SERVICE, "one")
+
+
+async def replace_by_string(world: World) -> None:
+    await world.redis.set(STREAM, "not a stream")
+
+
+async def delete_stream(world: World) -> None:
+    await world.redis.delete(STREAM)
+
+
+async def write_rubbish(world: World) -> None:
+    await world.redis.xadd(STREAM, {"what": "ever"})
+
+
+async def kill_connections(world: World) -> None:
+    await world.redis.client_kill_filter(_type="normal", skipme=True)
+
+
+LOSSES = [
+    flush,
+    trim,
+    delete_some,
+    destroy_group,
+    delete_consumer,
+    replace_by_string,
+    delete_stream,
+    write_rubbish,
+    kill_connections,
+]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+async def test_a_loss_while_events_flow_costs_nothing(world: World, loss: Loss) -> None:
+    world.start(world.relay(batch=20))
+    world.start_service()
+
+    for burst in range(12):
+        await world.append(*(event() for _ in range(25)))
+        if burst in {3, 6, 9}:
+            await loss(world)
+    await until(lambda: settled_up_to(world, 300))
+
+    assert await world.effects() == (300, 300)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.__name__)
+async def test_a_loss_while_the_service_is_down_costs_nothing(world: World, loss: Loss) -> None:
+    relay = world.relay()
+    await world.append(*(event() for _ in range(50)))
+    await relay.run_once()
+    await world.streams.create_group(STREAM, SERVICE, 0)
+
+    await loss(world)
+    world.start(relay)
+    world.start_service()
+    await until(lambda: settled_up_to(world, 50))
+
+    assert await world.effects() == (50, 50)
+
+
+async def test_entries_that_a_deleted_consumer_held_are_taken_up(world: World) -> None:
+    """XGROUP DELCONSUMER forgets what was open: the entries are in the stream but would never be read again."""
+    relay = world.relay()
+    await world.append(*(event() for _ in range(30)))
+    await relay.run_once()
+    await world.streams.create_group(STREAM, SERVICE, 0)
+    await world.streams.read_new(STREAM, SERVICE, "gone", 30)
+
+    await world.redis.xgroup_delconsumer(STREAM, SERVICE, "gone")
+    world.start(relay)
+    world.start_service()
+    await until(lambda: settled_up_to(world, 30))
+
+    assert await world.effects() == (30, 30)
+
+
+async def test_a_lost_commit_of_the_relay_publishes_nothing_twice(world: World) -> None:
+    await world.append(*(event() for _ in range(10)))
+    await world.relay().run_once()
+    async with world.db.transaction() as connection:
+        await connection.exec_driver_sql("UPDATE subscriptions SET cursor = 0")
+
+    await world.relay().run_once()
+
+    assert await world.redis.xlen(STREAM) == 10
+    assert await world.scalar("SELECT cursor FROM subscriptions") == 10
+
+
+async def test_two_relays_of_one_subscription_publish_every_event_once(world: World) -> None:
+    world.start(world.relay(batch=7), world.relay(batch=11))
+
+    await asyncio.gather(*(world.append(*(event() for _ in range(9))) for _ in range(20)))
+    await until(lambda: published(world, 180))
+
+    ids = [entry[0] for entry in await world.redis.xrange(STREAM)]
+    assert ids == [f"{position}-0".encode() for position in range(1, 181)]
+
+
+async def test_the_window_bounds_the_stream_while_the_service_is_down(world: World) -> None:
+    relay = world.relay(window=40, batch=15)
+    await world.append(*(event() for _ in range(100)))
+
+    for _ in range(10):
+        await relay.run_once()
+    length_while_down = await world.redis.xlen(STREAM)
+    world.start(relay)
+    world.start_service()
+    await until(lambda: settled_up_to(world, 100))
+
+    assert length_while_down == 40
+    assert await world.effects() == (100, 100)
+
+
+@pytest.mark.parametrize("nonsense", [10**12, -5, "abc", "9" * 30, ""])
+async def test_a_settled_report_that_cannot_be_true_is_refused(world: World, nonsense: int | str) -> None:
+    relay = world.relay()
+    await world.append(*(event() for _ in range(5)))
+    await relay.run_once()
+
+    await world.redis.hset("settled:email", "0", str(nonsense))
+    await relay.run_once()
+
+    assert await world.settled() == 0
+    assert await world.redis.xlen(STREAM) == 5
+
+
+async def settled_up_to(world: World, position: int) -> bool:
+    return await world.settled() == position
+
+
+async def published(world: World, position: int) -> bool:
+    return await world.scalar("SELECT cursor FROM subscriptions") == position
