@@ -13,6 +13,8 @@ SOURCES := shared services deploy tests
 # the path, so it never does; the repository root is named instead.
 export PYTHONSAFEPATH := 1
 export PYTHONPATH := $(CURDIR)
+# Compiling everything anew at every start would cost more than all the rest of it.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Changes when the lock changes or the working copy moves (scripts in .venv carry its path).
 STAMP = $$(cksum < requirements.lock) $(CURDIR)

@@ -17,7 +17,7 @@ from deploy.local.settings import SERVICES, Settings
 from deploy.local.supervisor import Supervisor
 from deploy.local.valkey import Valkey
 
-COMMAND_S = 60.0
+PREPARE_S = 60.0
 # Together less than the ten seconds in which Ctrl-C has to end everything.
 SERVICES_GRACE_S = 6.0
 SANDBOXES_GRACE_S = 1.0
@@ -87,11 +87,11 @@ class Launcher:
             async with asyncio.TaskGroup() as group:
                 redis = group.create_task(self._start_redis(valkey))
                 sandboxes = group.create_task(self._start_sandboxes(programs))
-                await self._start_postgres(postgres)
-                await databases.provide(postgres_url, keys.role_passwords)
+                provided = self._provide_databases(postgres, postgres_url, keys)
+                await run(programs.prepare(), PREPARE_S, when=provided)
                 await asyncio.gather(redis, sandboxes)
                 for name in SERVICES:
-                    group.create_task(self._start_service(programs, name))
+                    group.create_task(self._supervisor.start(programs.service(name)))
         except* PlatformError as errors:
             # One cause is enough to act on; the others mostly follow from it.
             raise _first(errors) from None
@@ -120,10 +120,11 @@ class Launcher:
         )
         return postgres, valkey
 
-    async def _start_postgres(self, server: Postgres) -> None:
+    async def _provide_databases(self, server: Postgres, url: str, keys: credentials.Credentials) -> None:
         if "postgres" in self._settings.own:
             await server.prepare()
             await self._supervisor.start(server.program())
+        await databases.provide(url, keys.role_passwords)
 
     async def _start_redis(self, server: Valkey) -> None:
         if "redis" in self._settings.own:
@@ -137,12 +138,6 @@ class Launcher:
             if name in self._settings.own
         ]
         await asyncio.gather(*(self._supervisor.start(program) for program in wanted))
-
-    async def _start_service(self, programs: Programs, name: str) -> None:
-        await run(programs.service(name, "migrate"), COMMAND_S)
-        if name == "checkout":
-            await run(programs.service(name, "seed"), COMMAND_S)
-        await self._supervisor.start(programs.service(name))
 
     def _write_environment(self, keys: credentials.Credentials, postgres_url: str, redis_url: str) -> None:
         settings = self._settings

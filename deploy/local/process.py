@@ -21,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Program:
-    """What to run: `ready` says whether it can do its job; `wrapper` is a command that becomes it."""
+    """What to run: `ready` says whether it can do its job; `wrapper` is a command that becomes it.
+
+    A program that `waits` begins when a line arrives on its standard input.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -31,6 +34,7 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     wrapper: tuple[str, ...] = ()
     user: str = "-"
+    waits: bool = False
     folder: Path = field(default=ROOT)
 
 
@@ -48,6 +52,15 @@ class Process:
         with program.log.open("ab") as log:
             begin = log.tell()
             return cls(program, await spawn(program, log), begin)
+
+    async def go(self) -> None:
+        """Write the line for which a program may wait, and close its input."""
+        if self._child.stdin is not None:
+            self._child.stdin.write(b"\n")
+            self._child.stdin.close()
+            with contextlib.suppress(ConnectionError):
+                # A program that has ended already says by its exit code why.
+                await self._child.stdin.wait_closed()
 
     async def exited(self) -> int:
         """Wait for the end; negative numbers are signals."""
@@ -101,7 +114,7 @@ async def spawn(program: Program, log: IO[bytes]) -> asyncio.subprocess.Process:
         *program.command,
         env=program.environment,
         cwd=program.folder,
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=asyncio.subprocess.PIPE if program.waits else asyncio.subprocess.DEVNULL,
         stdout=log,
         stderr=asyncio.subprocess.STDOUT,
         # Ctrl-C in the terminal is for the launcher, which stops its children in order.
@@ -109,10 +122,16 @@ async def spawn(program: Program, log: IO[bytes]) -> asyncio.subprocess.Process:
     )
 
 
-async def run(program: Program, timeout_s: float) -> None:
-    """Run a program that ends by itself; raise with the end of its log unless it succeeds."""
+async def run(program: Program, timeout_s: float, when: Awaitable[None] | None = None) -> None:
+    """Run a program that ends by itself; raise with the end of its log unless it succeeds.
+
+    It gets a line on its standard input after `when`: until then it may get ready for its work.
+    """
     process = await Process.start(program)
     try:
+        if when is not None:
+            await when
+        await process.go()
         code = await asyncio.wait_for(process.exited(), timeout_s)
     except TimeoutError:
         raise PlatformError(process.complaint(f"takes longer than {timeout_s:.0f} s")) from None
@@ -123,8 +142,9 @@ async def run(program: Program, timeout_s: float) -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The caller's environment without what would steer Postgres' clients and servers behind our back."""
+    """The caller's environment, without what steers Postgres behind our back or makes every start slow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
     return {**kept, "PYTHONSAFEPATH": "1", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
 
 

@@ -2,12 +2,13 @@
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 
 from deploy.local.credentials import Credentials
 from deploy.local.databases import role_url
 from deploy.local.process import MARKER, Program, environment, http_ready
-from deploy.local.settings import SERVICES, Settings
+from deploy.local.settings import PORTS, SERVICES, Settings
 
 
 class Programs:
@@ -21,10 +22,13 @@ class Programs:
         self._postgres_url = postgres_url
         self._redis_url = redis_url
 
-    def service(self, name: str, *words: str) -> Program:
-        """The service itself, or one of its commands (`migrate`)."""
-        variables = {**self._common(name), **self._special(name)}
-        return self._program(name, f"services.{name}", words, _prefixed(name, variables))
+    def service(self, name: str) -> Program:
+        return self._program(name, f"services.{name}", self._variables(name))
+
+    def prepare(self) -> Program:
+        """Migrations and seed of all services, which knows what each of them knows."""
+        variables = {key: value for name in SERVICES for key, value in self._variables(name).items()}
+        return replace(self._program("prepare", "deploy.local.prepare", variables), waits=True)
 
     def payments(self) -> Program:
         variables = {
@@ -35,7 +39,7 @@ class Programs:
             "WEBHOOK_SECRET": self._credentials.webhook_secret,
         }
         (self._settings.run_dir / "payments").mkdir(exist_ok=True)
-        return self._program("payments", "deploy.local.payments", (), _prefixed("payments", variables))
+        return self._program("payments", "deploy.local.payments", _prefixed("payments", variables))
 
     def mail(self) -> Program:
         variables = {
@@ -44,7 +48,10 @@ class Programs:
             "STORE": str(self._settings.run_dir / "mail"),
         }
         (self._settings.run_dir / "mail").mkdir(exist_ok=True)
-        return self._program("mail", "deploy.local.mail", (), _prefixed("mail", variables))
+        return self._program("mail", "deploy.local.mail", _prefixed("mail", variables))
+
+    def _variables(self, name: str) -> dict[str, str]:
+        return _prefixed(name, {**self._common(name), **self._special(name)})
 
     def _common(self, name: str) -> dict[str, str]:
         return {
@@ -82,13 +89,13 @@ class Programs:
     def _database_url(self, database: str, role: str) -> str:
         return role_url(self._postgres_url, role, self._credentials.role_passwords[role], database)
 
-    def _program(self, name: str, module: str, words: tuple[str, ...], variables: dict[str, str]) -> Program:
+    def _program(self, name: str, module: str, variables: dict[str, str]) -> Program:
         return Program(
-            name=" ".join((name, *words)),
-            command=(sys.executable, "-m", module, *words),
+            name=name,
+            command=(sys.executable, "-m", module),
             environment=environment(**variables, **{MARKER: str(self._settings.run_dir)}),
             log=self._settings.log(name),
-            ready=partial(http_ready, self._settings.port(name)),
+            ready=partial(http_ready, self._settings.port(name) if name in PORTS else 0),
         )
 
 
