@@ -13,8 +13,12 @@ _PREFIXED = re.compile(r"[a-z]{2,8}_[0-9a-hjkmnp-tv-z]{26}")
 
 def uuid7() -> uuid.UUID:
     """A UUID that sorts by its millisecond of creation (RFC 9562, section 5.7)."""
-    milliseconds = time.time_ns() // 1_000_000
-    random = int.from_bytes(os.urandom(10))
+    return uuid7_of(time.time_ns() // 1_000_000, os.urandom(10))
+
+
+def uuid7_of(milliseconds: int, rest: bytes) -> uuid.UUID:
+    """The UUIDv7 of an instant; `rest` are the 10 bytes that make it unique."""
+    random = int.from_bytes(rest)
     value = (milliseconds & (1 << 48) - 1) << 80 | 0x7 << 76 | (random >> 68) << 64
     value |= 0b10 << 62 | random & (1 << 62) - 1
     return uuid.UUID(int=value)
@@ -22,8 +26,12 @@ def uuid7() -> uuid.UUID:
 
 def new_id(prefix: str) -> str:
     """An opaque id such as `ord_01jd…`: the prefix and a UUIDv7 in 26 base-32 characters; sorts by time."""
-    value = uuid7().int
-    digits = [_BASE32[value >> shift & 31] for shift in range(125, -1, -5)]
+    return prefixed(prefix, uuid7())
+
+
+def prefixed(prefix: str, value: uuid.UUID) -> str:
+    """The id that stands for `value`."""
+    digits = [_BASE32[value.int >> shift & 31] for shift in range(125, -1, -5)]
     return f"{prefix}_{''.join(digits)}"
 
 
