@@ -8,6 +8,7 @@ import time
 import uuid
 
 _BASE32 = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's alphabet, lower case
+_PAIRS = [first + second for first in _BASE32 for second in _BASE32]
 _PREFIXED = re.compile(r"[a-z]{2,8}_[0-9a-hjkmnp-tv-z]{26}")
 
 
@@ -31,8 +32,8 @@ def new_id(prefix: str) -> str:
 
 def prefixed(prefix: str, value: uuid.UUID) -> str:
     """The id that stands for `value`."""
-    digits = [_BASE32[value.int >> shift & 31] for shift in range(125, -1, -5)]
-    return f"{prefix}_{''.join(digits)}"
+    number = value.int
+    return f"{prefix}_{''.join([_PAIRS[number >> shift & 1023] for shift in range(120, -1, -10)])}"
 
 
 def is_id(prefix: str, text: str) -> bool:
