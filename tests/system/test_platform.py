@@ -1,0 +1,304 @@
+"""The local platform as people use it: `up`, `down` and what happens in between, with real processes."""
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from deploy.local.demo import read_environment
+from deploy.local.ports import is_free
+from deploy.local.process import MARKER
+from deploy.local.settings import PORTS
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = {"checkout", "email", "analytics", "warehouse", "payments", "mail", "postgres", "redis"}
+URLS = ("CHECKOUT", "EMAIL", "ANALYTICS", "WAREHOUSE", "PAYMENTS", "INBOX", "POSTGRES", "REDIS")
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A run folder and its ports."""
+
+    run_dir: Path
+    port_base: int
+
+    def do(self, command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "deploy.local", command],
+            cwd=ROOT,
+            env={**self.environment(), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+
+    def environment(self) -> dict[str, str]:
+        theirs = {"POSTGRES_URL", "REDIS_URL", "PAYMENTS_URL", "SMTP_URL"}
+        kept = {name: value for name, value in os.environ.items() if name not in theirs}
+        ours = {"RUN_DIR": str(self.run_dir), "PORT_BASE": str(self.port_base)}
+        return {**kept, **ours, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
+
+    @property
+    def pids(self) -> dict[str, int]:
+        pids: dict[str, int] = json.loads((self.run_dir / "pids.json").read_text())
+        return pids
+
+    @property
+    def env(self) -> dict[str, str]:
+        return read_environment(self.run_dir / "env")
+
+    @property
+    def launcher(self) -> int:
+        return int((self.run_dir / "lock").read_text())
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever of ours is still alive, whether or not anybody remembers it."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARKER) == str(self.run_dir)
+        except (psutil.Error, OSError):
+            return False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """One run folder that the tests of this file share."""
+    ours = Platform(tmp_path_factory.mktemp("platform"), free_base())
+    yield ours
+    ours.do("reset")
+
+
+@pytest.fixture
+def platform(folder: Platform) -> Platform:
+    """The running platform, started again if the test before stopped it."""
+    if not (folder.run_dir / "env").exists():
+        started = folder.do("up")
+        assert started.returncode == 0, started.stdout + started.stderr
+    return folder
+
+
+def test_up_tells_where_everything_is_and_with_which_key(platform: Platform) -> None:
+    again = platform.do("up")
+
+    assert again.returncode == 0
+    assert "running already" in again.stdout
+    assert f"http://127.0.0.1:{platform.port_base}" in again.stdout
+    assert platform.env["API_KEY"] in again.stdout
+
+
+def test_the_env_file_has_every_address_and_key_and_is_private(platform: Platform) -> None:
+    env = platform.env
+
+    assert set(env) == {*(f"{name}_URL" for name in URLS), "API_KEY", "OPS_KEY"}
+    assert env["WAREHOUSE_URL"] == f"http://127.0.0.1:{platform.port_base + 3}"
+    for name in ("env", "secrets.json", "pids.json"):
+        assert stat.S_IMODE((platform.run_dir / name).stat().st_mode) == 0o600
+
+
+def test_the_shell_reads_the_env_file(platform: Platform) -> None:
+    script = f'. "{platform.run_dir}/env" && printf %s "$POSTGRES_URL"'
+
+    said = subprocess.run(["/bin/sh", "-c", script], capture_output=True, text=True, check=True).stdout
+
+    assert said == platform.env["POSTGRES_URL"]
+
+
+def test_the_pid_file_names_the_real_processes(platform: Platform) -> None:
+    pids = platform.pids
+
+    commands = {name: " ".join(psutil.Process(pid).cmdline()) for name, pid in pids.items()}
+
+    assert set(pids) == NAMES
+    assert commands["checkout"].endswith("-m services.checkout")
+    assert commands["mail"].endswith("-m deploy.local.mail")
+    assert "/postgres -D" in commands["postgres"]
+    assert "valkey-server" in commands["redis"]
+
+
+async def test_each_service_has_a_database_in_which_it_may_only_work_with_rows(platform: Platform) -> None:
+    query = (
+        "SELECT d.datname, pg_get_userbyid(d.datdba), has_database_privilege(r.rolname, d.datname, 'CREATE') "
+        "FROM pg_database d JOIN pg_roles r ON r.rolname = d.datname AND NOT r.rolsuper ORDER BY 1"
+    )
+
+    rows = await _fetch(platform.env["POSTGRES_URL"], query)
+
+    services = ("analytics", "checkout", "email", "warehouse")
+    assert rows == [(name, f"{name}_migrator", False) for name in services]
+
+
+def test_a_second_launcher_on_the_folder_is_told_so_in_one_line(platform: Platform) -> None:
+    second = platform.do("run")
+
+    assert second.returncode == 1
+    assert re.fullmatch(r"A launcher already runs in .*make down.*\n", second.stderr)
+
+
+def test_a_taken_port_is_named_with_its_holder(platform: Platform, tmp_path: Path) -> None:
+    neighbour = Platform(tmp_path / "run", platform.port_base)
+
+    refused = neighbour.do("up")
+
+    pid = platform.pids["checkout"]
+    assert refused.returncode == 1
+    assert f"Port {platform.port_base} (checkout) is taken by process {pid}" in refused.stderr
+    assert "services.checkout" in refused.stderr
+    assert "PORT_BASE=" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["email", "redis", "postgres"])
+async def test_what_is_killed_is_started_again(platform: Platform, name: str) -> None:
+    before = platform.pids[name]
+
+    os.kill(before, signal.SIGKILL)
+
+    await _until(lambda: _is_another(platform, name, before))
+    await _until(lambda: _all_ready(platform))
+
+
+async def test_two_copies_run_side_by_side(platform: Platform, tmp_path: Path) -> None:
+    neighbour = Platform(tmp_path / "run", free_base())
+    try:
+        started = neighbour.do("up")
+
+        assert started.returncode == 0, started.stderr
+        assert await _all_ready(neighbour)
+        assert await _all_ready(platform)
+        assert neighbour.env["API_KEY"] != platform.env["API_KEY"]
+    finally:
+        stopped = neighbour.do("reset")
+
+    assert stopped.returncode == 0
+    assert neighbour.processes() == []
+    assert not neighbour.run_dir.exists()
+    assert await _all_ready(platform)
+
+
+async def test_a_killed_launcher_leaves_nothing_in_the_way_of_the_next(platform: Platform) -> None:
+    key, before = platform.env["API_KEY"], platform.pids
+
+    os.kill(platform.launcher, signal.SIGKILL)
+    again = platform.do("up")
+
+    assert again.returncode == 0, again.stderr
+    assert await _all_ready(platform)
+    assert platform.env["API_KEY"] == key
+    assert not {process.pid for process in platform.processes()} & set(before.values())
+
+
+def test_down_leaves_no_process_and_keeps_the_data(platform: Platform) -> None:
+    stopped = platform.do("down")
+
+    assert stopped.returncode == 0
+    assert float(re.findall(r"after ([\d.]+) s", stopped.stdout)[0]) < 10
+    assert platform.processes() == []
+    assert all(is_free(platform.port_base + offset) for offset in PORTS.values())
+    assert not (platform.run_dir / "env").exists()
+    assert (platform.run_dir / "postgres" / "PG_VERSION").exists()
+
+
+async def test_ctrl_c_ends_what_runs_in_the_foreground(folder: Platform) -> None:
+    folder.do("down")
+    command = [sys.executable, "-m", "deploy.local", "run"]
+    foreground = await asyncio.create_subprocess_exec(
+        *command, cwd=ROOT, env=folder.environment(), stdout=subprocess.PIPE, start_new_session=True
+    )
+    await _until(lambda: _exists(folder.run_dir / "env"))
+
+    # As a terminal does it: to the whole foreground process group.
+    os.killpg(foreground.pid, signal.SIGINT)
+    async with asyncio.timeout(10):
+        said, _ = await foreground.communicate()
+
+    assert foreground.returncode == 0
+    assert b"Ctrl-C stops everything" in said
+    assert said.endswith(b"Stopped.\n")
+    assert folder.processes() == []
+
+
+def test_the_demo_says_so_when_nothing_runs(tmp_path: Path) -> None:
+    shown = Platform(tmp_path / "run", free_base()).do("demo")
+
+    assert shown.returncode == 1
+    assert "make up" in shown.stderr
+
+
+def free_base() -> int:
+    """A PORT_BASE whose ports are all free, below those that the kernel gives to outgoing connections."""
+    while True:
+        base = secrets.choice(range(10_000, 32_000, 100))
+        if all(is_free(base + offset) for offset in PORTS.values()):
+            return base
+
+
+@pytest.mark.parametrize("base", ["80", "99999", "http"])
+def test_a_port_base_that_cannot_be_is_refused_in_one_line(tmp_path: Path, base: str) -> None:
+    refused = Platform(tmp_path / "run", 0).do("up", PORT_BASE=base)
+
+    assert refused.returncode == 1
+    assert re.fullmatch(r"PORT_BASE is .*: set it to a number from 1024 to \d+\.\n", refused.stderr)
+
+
+def test_a_folder_that_cannot_be_written_to_is_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    refused = Platform(tmp_path / "file" / "run", free_base()).do("up")
+
+    assert refused.returncode == 1
+    assert re.fullmatch(r"Cannot write to .*: set RUN_DIR to another folder\.\n", refused.stderr)
+
+
+async def _fetch(url: str, query: str) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(url)
+    try:
+        return [tuple(row) for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+async def _exists(path: Path) -> bool:
+    return path.exists()  # noqa: ASYNC240 - one look at a local file
+
+
+async def _is_another(platform: Platform, name: str, pid: int) -> bool:
+    return platform.pids[name] != pid
+
+
+async def _all_ready(platform: Platform) -> bool:
+    env = platform.env
+    async with httpx.AsyncClient() as client:
+        for name in URLS[:6]:
+            try:
+                answer = await client.get(f"{env[f'{name}_URL']}/health/ready")
+            except httpx.TransportError:
+                return False
+            if answer.status_code != httpx.codes.OK:
+                return False
+    return True
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Other processes send no signal here: look until it is so, or for 30 s."""
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
