@@ -92,7 +92,7 @@ class Launcher:
                 await asyncio.gather(redis, sandboxes)
                 for name in SERVICES:
                     group.create_task(self._supervisor.start(programs.service(name)))
-        except* PlatformError as errors:
+        except BaseExceptionGroup as errors:
             # One cause is enough to act on; the others mostly follow from it.
             raise _first(errors) from None
         self._write_environment(keys, postgres_url, redis_url)
@@ -160,8 +160,7 @@ class Launcher:
         self._pids.remove()
 
 
-def _first(errors: BaseExceptionGroup[PlatformError]) -> PlatformError:
-    error: BaseException = errors
+def _first(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return error if isinstance(error, PlatformError) else PlatformError(str(error))
+    return error

@@ -20,8 +20,6 @@ from deploy.local.process import MARKER, Process, Program, environment, run
 READY_S = 30
 INITDB_S = 60
 SUPERUSER = "postgres"
-# Postgres refuses to run as root. In a user namespace root looks like somebody else and keeps its own files.
-UNSHARE = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
 UNPRIVILEGED = "nobody"
 
 SETTINGS = {
@@ -104,7 +102,7 @@ class Postgres:
             log=self.log,
             ready=self._ready,
             stop_signal=stop,
-            wrapper=UNSHARE if os.geteuid() == 0 and namespaces() else (),
+            wrapper=disguise() if _needs_disguise() and namespaces() else (),
             user=account(),
             folder=Path("/"),
         )
@@ -168,12 +166,27 @@ def data_folder(wanted: Path) -> Path:
     return _elsewhere(wanted, account()) / "data"
 
 
+def disguise() -> tuple[str, ...]:
+    """A command in front of another, which then believes to be an ordinary user of this machine.
+
+    Postgres refuses to run as root, and initdb as a user without an entry in the password file. In a user
+    namespace both look like somebody else, and the files still belong to whom they belonged.
+    """
+    known = {user.pw_name: user for user in pwd.getpwall() if user.pw_uid != 0}
+    user = known.get(UNPRIVILEGED) or next(iter(known.values()))
+    return ("unshare", "--user", f"--map-user={user.pw_uid}", f"--map-group={user.pw_gid}")
+
+
+def _needs_disguise() -> bool:
+    return os.geteuid() == 0 or os.geteuid() not in {user.pw_uid for user in pwd.getpwall()}
+
+
 @cache
 def namespaces() -> bool:
-    """Whether root may make user namespaces here (some containers and kernels forbid it)."""
+    """Whether we may make user namespaces here (some containers and kernels forbid it)."""
     if not shutil.which("unshare"):
         return False
-    return subprocess.run([*UNSHARE, "true"], capture_output=True, check=False).returncode == 0
+    return subprocess.run([*disguise(), "true"], capture_output=True, check=False).returncode == 0
 
 
 @cache
