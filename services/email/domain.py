@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from functools import lru_cache
 from hashlib import sha256
@@ -167,10 +168,12 @@ def subject_of(kind: Kind, order: OrderState) -> str:
     return one_line(SUBJECTS[kind].format(order_id=order.order_id, amount=amount))
 
 
+@lru_cache(maxsize=4096)  # prices repeat, and babel takes 20 µs for each
 def money(amount: int, currency: str) -> str:
     """An amount in minor units as people read it: `€12.50`, `¥1,250`, `KWD 1.250`."""
-    value = amount / 10 ** _precision(currency)
-    return format_currency(value, currency, locale=LOCALE).replace("\N{NO-BREAK SPACE}", " ")
+    value = Decimal(amount).scaleb(-get_currency_precision(currency))
+    shown = format_currency(value, currency, locale=LOCALE).replace("\N{NO-BREAK SPACE}", " ")
+    return _CODE_BEFORE_DIGITS.sub(" ", shown)
 
 
 def one_line(text: str) -> str:
@@ -178,14 +181,10 @@ def one_line(text: str) -> str:
     return " ".join(_NOT_IN_A_LINE.sub(" ", text).split())
 
 
+_CODE_BEFORE_DIGITS = re.compile(r"(?<=[A-Z])(?=\d)")
 _NOT_IN_A_LINE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
-
-
-@lru_cache(maxsize=256)
-def _precision(currency: str) -> int:
-    return get_currency_precision(currency)
 
 
 def _later(letter: Letter, error: str | None) -> Outcome:

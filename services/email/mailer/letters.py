@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from binascii import b2a_qp
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
@@ -37,7 +38,9 @@ class Letters:
     def __init__(self, from_address: str, from_name: str) -> None:
         """Load the templates, so that a broken one stops the start and not a mail."""
         local, _, domain = from_address.rpartition("@")
-        self._from = Address(one_line(from_name), local, domain)
+        head = EmailMessage(policy=SMTP)
+        head["From"] = Address(one_line(from_name), local, domain)
+        self._from = head.as_bytes().rstrip() + b"\r\n"
         self._environment = Environment(
             loader=FileSystemLoader(TEMPLATES),
             autoescape=select_autoescape(["html"]),
@@ -68,15 +71,39 @@ class Letters:
         order = EVENTS[EVENT_OF[letter.kind]].model_validate_json(letter.content)
         recipient = deliverable(letter.recipient)
         local, _, domain = recipient.rpartition("@")
-        bodies = self.render(letter.kind, order)
-        mail = EmailMessage(policy=SMTP)
-        mail["From"] = self._from
-        mail["To"] = Address(one_line(order.customer.name or "")[:100], local, domain)
-        mail["Subject"] = one_line(letter.subject)
-        mail["Date"] = format_datetime(datetime.now(UTC))
-        mail["Message-ID"] = letter.message_id
-        mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no vacation replies, please
-        mail["X-Order-Id"] = one_line(letter.order_id)
-        mail.set_content(bodies.text, cte="quoted-printable")
-        mail.add_alternative(bodies.html, subtype="html", cte="base64")
-        return recipient, mail.as_bytes()
+        head = EmailMessage(policy=SMTP)
+        head["To"] = Address(one_line(order.customer.name or "")[:100], local, domain)
+        head["Subject"] = one_line(letter.subject)
+        fixed = f"Date: {format_datetime(datetime.now(UTC))}\r\nMessage-ID: {letter.message_id}\r\n"
+        return recipient, self._from + head.as_bytes().rstrip() + b"\r\n" + fixed.encode("ascii") + _body(
+            self.render(letter.kind, order)
+        )
+
+
+# EmailMessage takes two milliseconds for a mail with two bodies, most of them for headers that are always the same.
+# It writes those that hold what somebody wrote; the rest is put together here.
+# "=_" cannot occur in quoted-printable text, so the boundary is never part of a body (RFC 2045, 6.7).
+_BOUNDARY = "=_orderstream"
+_START = (
+    "Auto-Submitted: auto-generated\r\n"  # RFC 3834: no vacation replies, please
+    "MIME-Version: 1.0\r\n"
+    f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n'
+)
+_PART = (
+    f"--{_BOUNDARY}\r\n"
+    'Content-Type: text/{}; charset="utf-8"\r\n'
+    "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
+)
+_TEXT, _HTML, _END = (
+    part.encode("ascii")
+    for part in (_START + _PART.format("plain"), _PART.format("html"), f"--{_BOUNDARY}--\r\n")
+)
+
+
+def _body(bodies: Rendered) -> bytes:
+    return b"".join((_TEXT, _quoted(bodies.text), b"\r\n", _HTML, _quoted(bodies.html), b"\r\n", _END))
+
+
+def _quoted(text: str) -> bytes:
+    lines = text.encode("utf-8", "replace").replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return b2a_qp(lines, istext=True).replace(b"\n", b"\r\n")
