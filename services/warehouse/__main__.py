@@ -8,5 +8,7 @@ from services.warehouse.app import NAME, build
 from services.warehouse.settings import WarehouseSettings
 from shared.runtime.process import Entry
 
+MIGRATIONS = Path(__file__).parent / "migrations"
+
 if __name__ == "__main__":
-    Entry(NAME, WarehouseSettings, build, Path(__file__).parent / "migrations").main()
+    Entry(NAME, WarehouseSettings, build, MIGRATIONS).main()

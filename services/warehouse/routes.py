@@ -25,6 +25,7 @@ from shared.web.templating import environment
 FOLDER = Path(__file__).parent
 ASSETS = {"board.js": "text/javascript", "board.css": "text/css"}
 CARDS = 50  # per column of the board; the API has the rest
+_PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 
 Reader = Annotated[Principal, Depends(require("fulfilments:read"))]
 Worker = Annotated[Principal, Depends(require("fulfilments:write"))]
@@ -35,8 +36,8 @@ class ShipRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", str_strip_whitespace=True)
 
-    carrier: str = Field(min_length=1, max_length=50)
-    tracking: str = Field(min_length=1, max_length=100)
+    carrier: str = Field(min_length=1, max_length=50, pattern=_PRINTABLE)
+    tracking: str = Field(min_length=1, max_length=100, pattern=_PRINTABLE)
 
     def parcel(self) -> Parcel:
         """What the rules understand."""
@@ -103,40 +104,40 @@ class Fulfilments:
         bodies = [_body(one, past.get(one.id, [])) for one in found]
         return page_of(bodies, limit)
 
-    async def find(self, _: Reader, wanted: str) -> FulfilmentBody:
+    async def find(self, _: Reader, fulfilment_id: str) -> FulfilmentBody:
         """One fulfilment."""
-        if not is_id(PREFIX, wanted):
+        if not is_id(PREFIX, fulfilment_id):
             raise not_found("fulfilment")
         async with self._db.reading() as connection:
-            found = await store.find(connection, wanted)
-            past = await store.history_of(connection, [wanted])
+            found = await store.find(connection, fulfilment_id)
+            past = await store.history_of(connection, [fulfilment_id])
         if found is None:
             raise not_found("fulfilment")
-        return _body(found, past[wanted])
+        return _body(found, past[fulfilment_id])
 
-    async def pick(self, caller: Worker, wanted: str) -> FulfilmentBody:
+    async def pick(self, caller: Worker, fulfilment_id: str) -> FulfilmentBody:
         """Somebody goes and fetches the goods."""
-        return await self._advance(caller, wanted, Step.PICK)
+        return await self._advance(caller, fulfilment_id, Step.PICK)
 
-    async def pack(self, caller: Worker, wanted: str) -> FulfilmentBody:
+    async def pack(self, caller: Worker, fulfilment_id: str) -> FulfilmentBody:
         """The goods are in the parcel."""
-        return await self._advance(caller, wanted, Step.PACK)
+        return await self._advance(caller, fulfilment_id, Step.PACK)
 
-    async def ship(self, caller: Worker, wanted: str, sent: ShipRequest) -> FulfilmentBody:
+    async def ship(self, caller: Worker, fulfilment_id: str, sent: ShipRequest) -> FulfilmentBody:
         """The carrier has the parcel."""
-        return await self._advance(caller, wanted, Step.SHIP, sent.parcel())
+        return await self._advance(caller, fulfilment_id, Step.SHIP, sent.parcel())
 
     async def _advance(
-        self, caller: Principal, wanted: str, step: Step, parcel: Parcel | None = None
+        self, caller: Principal, fulfilment_id: str, step: Step, parcel: Parcel | None = None
     ) -> FulfilmentBody:
         async def work(connection: AsyncConnection) -> FulfilmentBody:
-            found = await store.lock(connection, wanted)
+            found = await store.lock(connection, fulfilment_id)
             if found is None:
                 raise not_found("fulfilment")
             moved = advance(found, step, parcel)
             if moved:
                 await store.move(connection, moved, self._clock.now(), caller.key_id)
-            return _body(moved or found, (await store.history_of(connection, [wanted]))[wanted])
+            return _body(moved or found, (await store.history_of(connection, [fulfilment_id]))[fulfilment_id])
 
         try:
             return await self._db.run(work)
@@ -185,7 +186,7 @@ def router(db: Database, clock: Clock) -> APIRouter:
     """The service's own routes."""
     work = Fulfilments(db, clock)
     routes = APIRouter()
-    one = "/v1/fulfilments/{wanted}"
+    one = "/v1/fulfilments/{fulfilment_id}"
     tags: dict[str, Any] = {"tags": ["fulfilments"]}
     page: dict[str, Any] = {"include_in_schema": False}
     routes.add_api_route("/v1/fulfilments", work.page, methods=["GET"], summary="Fulfilments", **tags)

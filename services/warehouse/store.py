@@ -220,7 +220,9 @@ async def page(
 async def history_of(connection: AsyncConnection, ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
     """What happened to each of the fulfilments, oldest first."""
     rows = await connection.execute(
-        select(history).where(history.c.fulfilment_id.in_(ids)).order_by(history.c.at, history.c.id)
+        select(history)
+        .where(history.c.fulfilment_id.in_(ids))
+        .order_by(history.c.at, history.c.order_version.nulls_last(), history.c.id)
     )
     found: dict[str, list[Row[Any]]] = {wanted: [] for wanted in ids}
     for row in rows:
