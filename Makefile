@@ -85,7 +85,7 @@ types: install ## Check the types
 
 .PHONY: imports
 imports: install ## Check who may import whom
-	@$(VENV)/bin/lint-imports --no-logo 2>/dev/null
+	@$(VENV)/bin/lint-imports --no-logo
 
 .PHONY: dependencies
 dependencies: install ## Check that each service declares what it imports, and nothing else
@@ -94,6 +94,10 @@ dependencies: install ## Check that each service declares what it imports, and n
 	done
 	@# Plugins, tools and servers are used without an import, so here only what is missing counts.
 	@$(DEPTRY) $(SOURCES) --requirements-files requirements.in --ignore DEP002
+
+.PHONY: contracts
+contracts: install ## Write the schemas and the AsyncAPI document anew; refuses incompatible changes
+	@$(PY) -m shared.contracts
 
 .PHONY: lock
 lock: install ## Write the lock files anew; ARGS=--upgrade raises the versions
