@@ -1,1 +1,1 @@
-"""What the services say to each other: the envelope and the order events, each with its wire name and version."""
+"""What the services say to each other: the envelope and the order events, with wire names and versions."""

@@ -5,21 +5,25 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
-SPEC_VERSION = "1.0"
-DATA_CONTENT_TYPE = "application/json"
+SPEC_VERSION: Final = "1.0"
+DATA_CONTENT_TYPE: Final = "application/json"
 
 
 def rfc3339(instant: datetime) -> str:
     """The instant as RFC 3339 UTC with microseconds, such as `2026-01-31T09:15:00.123456Z`."""
-    return instant.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return instant.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
+# CloudEvents allows no control characters, and an attribute with a NUL could not be stored as it came.
+_Printable = Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")
+Word = Annotated[str, _Printable, Field(max_length=100)]
+Reference = Annotated[str, _Printable, Field(max_length=200)]
 Instant = Annotated[AwareDatetime, PlainSerializer(rfc3339, return_type=str, when_used="json")]
 
 
@@ -30,13 +34,17 @@ class Attributes(BaseModel):
 
     specversion: Literal["1.0"] = SPEC_VERSION
     id: UUID
-    source: str = Field(min_length=1, max_length=200)
-    type: str = Field(min_length=1, max_length=100)
-    subject: str = Field(min_length=1, max_length=100, description="the order's id")
+    source: Reference
+    type: Word
+    subject: Word = Field(description="the order's id")
     time: Instant
     datacontenttype: Literal["application/json"] = DATA_CONTENT_TYPE
-    dataschema: str = Field(min_length=1, max_length=200)
-    orderversion: int = Field(ge=1, description="1, 2, 3 … per order: a reader applies only what is newer")
+    dataschema: Reference
+    orderversion: int = Field(
+        ge=1,
+        le=2**31 - 1,  # CloudEvents' integers have 32 bits, and so has the ledger's column
+        description="1, 2, 3 … per order: a reader applies only what is newer",
+    )
     traceparent: str | None = None
 
     @property
