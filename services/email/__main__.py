@@ -1,12 +1,14 @@
+"""The process of email."""
+
 from __future__ import annotations
 
 from pathlib import Path
 
-from services.email.app import build
+from services.email.app import NAME, build
 from services.email.settings import EmailSettings
 from shared.runtime.process import Entry
 
-entry = Entry("email", EmailSettings, build, Path(__file__).with_name("migrations"))
+MIGRATIONS = Path(__file__).parent / "migrations"
 
 if __name__ == "__main__":
-    entry.main()
+    Entry(NAME, EmailSettings, build, MIGRATIONS).main()

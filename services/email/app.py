@@ -37,9 +37,7 @@ class Bus:
 
 async def build(settings: EmailSettings, stack: AsyncExitStack) -> Service:
     """Wire everything; nothing connects before it has to, so the service starts without its dependencies."""
-    db = Database(
-        settings.database_url.get_secret_value(), f"orderstream-{NAME}", settings.database_pool_size
-    )
+    db = Database(settings.database_url.get_secret_value(), f"orderstream-{NAME}", settings.database_pool_size)
     stack.push_async_callback(db.close)
     streams = RedisStreams(settings.redis_url.get_secret_value(), f"{NAME}-{settings.consumer_name}")
     stack.push_async_callback(streams.close)

@@ -20,9 +20,7 @@ from shared.contracts.orders import (
 )
 
 LOCALE = "en_US"
-MAX_ATTEMPTS = (
-    13  # with the delays below: about seven hours, which outlives greylisting and a full mailbox's night
-)
+MAX_ATTEMPTS = 13  # with the delays below: about seven hours, which outlives greylisting and a full mailbox's night
 FIRST_DELAY_S = 60.0
 LONGEST_DELAY_S = 3600.0
 UNKNOWN_DELAY_S = 5.0
@@ -137,9 +135,7 @@ def decide(letter: Letter, verdict: Verdict, detail: str) -> Outcome:
         case Verdict.OUTAGE | Verdict.MISCONFIGURED:
             # The short delay lets another mail be the next probe.
             delay = OUTAGE_DELAY_S if error else 0.0
-            outcome = _outcome(
-                letter, Status.QUEUED, attempts=letter.attempts - 1, delay_s=delay, error=error
-            )
+            outcome = _outcome(letter, Status.QUEUED, attempts=letter.attempts - 1, delay_s=delay, error=error)
         case Verdict.INTERRUPTED:
             outcome = _interrupted(letter, error)
         case Verdict.UNKNOWN:
@@ -182,9 +178,7 @@ def one_line(text: str) -> str:
 
 
 _CODE_BEFORE_DIGITS = re.compile(r"(?<=[A-Z])(?=\d)")
-_NOT_IN_A_LINE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_NOT_IN_A_LINE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def _later(letter: Letter, error: str | None) -> Outcome:
@@ -210,9 +204,7 @@ def _interrupted(letter: Letter, error: str | None) -> Outcome:
 def _unknown(letter: Letter, error: str | None) -> Outcome:
     """The mail may have arrived: once more with the same Message-ID, and never again."""
     if letter.unknowns:
-        return _outcome(
-            letter, Status.FAILED, unknowns=2, error=f"outcome unknown twice, not sent again: {error}"
-        )
+        return _outcome(letter, Status.FAILED, unknowns=2, error=f"outcome unknown twice, not sent again: {error}")
     return _outcome(letter, Status.QUEUED, unknowns=1, delay_s=UNKNOWN_DELAY_S, error=error)
 
 

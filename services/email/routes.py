@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 router = APIRouter(prefix="/v1", tags=["email"])
 
 # A mail's styles are inline and its text is somebody else's: no scripts, no forms, nothing from the network.
-PREVIEW_POLICY = (
-    "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
-)
+PREVIEW_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +151,7 @@ async def list_suppressions(
     return page_of([Suppression.model_validate(one) for one in found], limit)
 
 
-@router.put(
-    "/suppressions/{email}", summary="Send no mail to an address", responses={201: {"model": Suppression}}
-)
+@router.put("/suppressions/{email}", summary="Send no mail to an address", responses={201: {"model": Suppression}})
 async def put_suppression(
     wired: Wired,
     _: Writer,

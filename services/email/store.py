@@ -48,9 +48,7 @@ messages = Table(
     Column("content", Text, nullable=False, comment="the order as it was, from which the mail is made"),
     Column("status", Text, nullable=False),
     Column("attempts", Integer, nullable=False, server_default=text("0")),
-    Column(
-        "unknowns", Integer, nullable=False, server_default=text("0"), comment="times it may have arrived"
-    ),
+    Column("unknowns", Integer, nullable=False, server_default=text("0"), comment="times it may have arrived"),
     Column("interruptions", Integer, nullable=False, server_default=text("0")),
     Column("token", BigInteger, nullable=False, server_default=text("0"), comment="fences off former takers"),
     Column("lease_owner", Text),
@@ -59,9 +57,7 @@ messages = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("sent_at", DateTime(timezone=True)),
     Column("last_error", Text),
-    CheckConstraint(
-        f"status IN ({', '.join(repr(str(one)) for one in Status)})", name="messages_status_known"
-    ),
+    CheckConstraint(f"status IN ({', '.join(repr(str(one)) for one in Status)})", name="messages_status_known"),
     UniqueConstraint("order_id", "kind", "reference", name="messages_once"),
     Index("messages_due", "next_attempt_at", "id", postgresql_where=text("status = 'queued'")),
     Index("messages_leased", "lease_until", postgresql_where=text("status = 'sending'")),
@@ -296,9 +292,7 @@ async def get(connection: AsyncConnection, message: str) -> Message | None:
 
 async def suppress(connection: AsyncConnection, email: str, reason: str) -> tuple[Suppression, bool]:
     """Put an address on the list, and stop what is queued for it; says whether it is new there."""
-    new = (
-        insert(suppressions).values(email=email, reason=reason).on_conflict_do_nothing().returning(text("1"))
-    )
+    new = insert(suppressions).values(email=email, reason=reason).on_conflict_do_nothing().returning(text("1"))
     created = (await connection.execute(new)).first() is not None
     queued = messages.c.status == literal(str(Status.QUEUED), literal_execute=True)
     stopped = update(messages).where(queued, func.lower(messages.c.recipient) == email)
@@ -312,9 +306,7 @@ async def allow(connection: AsyncConnection, email: str) -> None:
     await connection.execute(delete(suppressions).where(suppressions.c.email == email))
 
 
-async def suppressed(
-    connection: AsyncConnection, *, limit: int, starting_after: str | None
-) -> list[Suppression]:
+async def suppressed(connection: AsyncConnection, *, limit: int, starting_after: str | None) -> list[Suppression]:
     """The suppression list by address."""
     wanted = suppressions.select().order_by(suppressions.c.email).limit(limit)
     if starting_after is not None:

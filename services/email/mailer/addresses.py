@@ -11,9 +11,7 @@ def deliverable(address: str) -> str:
     """The address in ASCII, as every mail server understands it; raises `NoSuchAddress`."""
     try:
         # Whether a domain exists is the mail server's business; reserved names are somebody's test.
-        checked = validate_email(
-            address, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False
-        )
+        checked = validate_email(address, check_deliverability=False, globally_deliverable=False, allow_smtputf8=False)
     except EmailNotValidError as error:
         raise NoSuchAddress(f"not an address that mail can be sent to: {error}") from error
     if checked.ascii_email is None:

@@ -75,12 +75,12 @@ class Letters:
         head["To"] = Address(one_line(order.customer.name or "")[:100], local, domain)
         head["Subject"] = one_line(letter.subject)
         fixed = f"Date: {format_datetime(datetime.now(UTC))}\r\nMessage-ID: {letter.message_id}\r\n"
-        return recipient, self._from + head.as_bytes().rstrip() + b"\r\n" + fixed.encode("ascii") + _body(
-            self.render(letter.kind, order)
-        )
+        body = _body(self.render(letter.kind, order))
+        written = head.as_bytes().rstrip() + b"\r\n"
+        return recipient, b"".join((self._from, written, fixed.encode("ascii"), body))
 
 
-# EmailMessage takes two milliseconds for a mail with two bodies, most of them for headers that are always the same.
+# EmailMessage takes two milliseconds for a mail with two bodies, most of it for headers that are always the same.
 # It writes those that hold what somebody wrote; the rest is put together here.
 # "=_" cannot occur in quoted-printable text, so the boundary is never part of a body (RFC 2045, 6.7).
 _BOUNDARY = "=_orderstream"
@@ -90,13 +90,10 @@ _START = (
     f'Content-Type: multipart/alternative; boundary="{_BOUNDARY}"\r\n\r\n'
 )
 _PART = (
-    f"--{_BOUNDARY}\r\n"
-    'Content-Type: text/{}; charset="utf-8"\r\n'
-    "Content-Transfer-Encoding: quoted-printable\r\n\r\n"
+    f'--{_BOUNDARY}\r\nContent-Type: text/{{}}; charset="utf-8"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n'
 )
 _TEXT, _HTML, _END = (
-    part.encode("ascii")
-    for part in (_START + _PART.format("plain"), _PART.format("html"), f"--{_BOUNDARY}--\r\n")
+    part.encode("ascii") for part in (_START + _PART.format("plain"), _PART.format("html"), f"--{_BOUNDARY}--\r\n")
 )
 
 

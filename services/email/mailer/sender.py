@@ -32,9 +32,7 @@ log = structlog.get_logger()
 
 BATCH = 200
 LEASE_S = 180.0  # above the longest wait in memory and the longest SMTP dialogue together
-LONGEST_WAIT_S = (
-    30.0  # a letter that waited longer in memory is given back instead of being sent on an old lease
-)
+LONGEST_WAIT_S = 30.0  # a letter that waited longer in memory is given back instead of being sent on an old lease
 EXPIRE_S = 5.0
 RECORD_PAUSE_S = 0.5
 FINISH_S = 6.0  # a graceful stop waits so long for dialogues with the mail server
