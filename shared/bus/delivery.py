@@ -161,7 +161,7 @@ class Deliverer:
             done = await self.db.run(lambda connection: work(connection, batch))
         except (CommitUnknown, Outage):
             raise  # nobody's fault here: the whole batch comes again, no attempt is spent
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a handler raises is recorded with its event
             if is_infrastructure(error):
                 await (
                     self.db.ping()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING
-from uuid import UUID as Uuid
+from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
@@ -29,7 +29,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Uuid as UuidColumn
-from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import UUID as PgUuid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,7 +112,7 @@ ops_audit = Table(
 class Row:
     """A ledger row about to be written, or one that was taken to be tried again."""
 
-    event_id: Uuid
+    event_id: UUID
     partition: int
     position: int | None
     type: str
@@ -148,7 +149,7 @@ _RECORD = text(
     RETURNING event_id
     """
 ).bindparams(
-    bindparam("ids", type_=ARRAY(UUID)),
+    bindparam("ids", type_=ARRAY(PgUuid)),
     bindparam("partitions", type_=ARRAY(Integer)),
     bindparam("positions", type_=ARRAY(BigInteger)),
     bindparam("types", type_=ARRAY(Text)),
@@ -169,7 +170,7 @@ _BLOCKED = text(
 ).bindparams(bindparam("subjects", type_=ARRAY(Text)))
 
 _KNOWN = text("SELECT event_id FROM deliveries WHERE event_id = ANY(:ids)").bindparams(
-    bindparam("ids", type_=ARRAY(UUID))
+    bindparam("ids", type_=ARRAY(PgUuid))
 )
 
 # Attempts are counted before the work: an event that kills the process has used one up each time.
@@ -193,7 +194,7 @@ _SETTLE = text(
     WHERE d.event_id = e.event_id AND d.attempts = e.attempts AND d.state = 'retrying'
     RETURNING d.event_id
     """
-).bindparams(bindparam("ids", type_=ARRAY(UUID)), bindparam("attempts", type_=ARRAY(Integer)))
+).bindparams(bindparam("ids", type_=ARRAY(PgUuid)), bindparam("attempts", type_=ARRAY(Integer)))
 
 _FAIL = text(
     """
@@ -222,7 +223,7 @@ _RESUME_PARKED = text(
     UPDATE deliveries SET state = 'retrying', attempts = 0, next_attempt_at = now(), last_error = NULL
     WHERE state = 'parked' AND event IS NOT NULL AND event_id = ANY(:ids)
     """
-).bindparams(bindparam("ids", type_=ARRAY(UUID)))
+).bindparams(bindparam("ids", type_=ARRAY(PgUuid)))
 
 # Positions are sorted and distinct, so `position - row number` is `settled` exactly as long as nothing is missing.
 _ADVANCE = text(
@@ -245,7 +246,7 @@ _ADVANCE = text(
 class Ledger:
     """Reads and writes the ledger. Every method works inside the caller's transaction."""
 
-    async def record(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[Uuid]:
+    async def record(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
         """Insert the rows that are new; returns their event ids. What is there already stays as it is."""
         written = await connection.execute(
             _RECORD,
@@ -265,7 +266,7 @@ class Ledger:
         )
         return set(written.scalars())
 
-    async def known(self, connection: AsyncConnection, ids: Sequence[Uuid]) -> set[Uuid]:
+    async def known(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
         """Which of the events have a row."""
         return set((await connection.execute(_KNOWN, {"ids": list(ids)})).scalars())
 
@@ -286,7 +287,7 @@ class Ledger:
             for row in rows
         ]  # fmt: skip
 
-    async def settle(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[Uuid]:
+    async def settle(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
         """Mark taken rows as done; returns the ids of those that were still this taker's."""
         written = await connection.execute(
             _SETTLE, {"ids": [row.event_id for row in rows], "attempts": [row.attempts for row in rows]}
@@ -320,12 +321,12 @@ class Ledger:
         """Make waiting rows due whose order has nothing in front of them any more."""
         return (await connection.execute(_RELEASE)).rowcount
 
-    async def parked(self, connection: AsyncConnection) -> list[tuple[Uuid, str]]:
+    async def parked(self, connection: AsyncConnection) -> list[tuple[UUID, str]]:
         """Every parked row that still has its event."""
         found = deliveries.select().where(deliveries.c.state == State.PARKED, deliveries.c.event.is_not(None))
         return [(row.event_id, row.event) for row in await connection.execute(found)]
 
-    async def resume_parked(self, connection: AsyncConnection, ids: Sequence[Uuid]) -> int:
+    async def resume_parked(self, connection: AsyncConnection, ids: Sequence[UUID]) -> int:
         """Make parked rows due."""
         return (await connection.execute(_RESUME_PARKED, {"ids": list(ids)})).rowcount
 

@@ -108,7 +108,6 @@ class Relay(Loop):
         self._stream = stream_name(service, partition)
         self._window = window
         self._batch = batch
-        self._head = 0
         self._announced_at = 0.0
 
     @override
@@ -139,7 +138,6 @@ class Relay(Loop):
             row = (await connection.execute(_LOOK, self._key())).one_or_none()
         if row is None:
             return False
-        self._head = row.head
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
         await self._announce(row.settled, row.head)
         now = Subscription(self._service, self._partition, row.cursor, row.settled)
@@ -217,7 +215,7 @@ class Relay(Loop):
         board = {
             "partitions": self._log.partitions,
             f"settled:{self._partition}": settled,
-            f"head:{self._partition}": self._head,
+            f"head:{self._partition}": head,
         }
         await self._streams.report(relay_board(self._service), board)
         self._announced_at = monotonic()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FIELD = "event"
 COMMAND_TIMEOUT_S = 2.0
 BLOCK_MS = 1000
+_TOO_MANY_DIGITS = 19  # no position is that large; what is comes from somebody else
 _POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
 
 # One atomic step on one key: compare the stream's last id with what the log says was published, then append.
@@ -232,7 +233,8 @@ class RedisStreams:
         return _entries_of(await self._commands.xreadgroup(group, consumer, {stream: after}, count=count))
 
     async def read_range(self, stream: str, first: int, count: int) -> list[StreamEntry]:
-        return [_entry(*item) for item in await self._commands.xrange(stream, f"{first}-0", "+", count=count)]
+        entries: Any = await self._commands.xrange(stream, f"{first}-0", "+", count=count)
+        return [_entry(*item) for item in entries or ()]
 
     async def claim_idle(
         self, stream: str, group: str, consumer: str, idle_ms: int, count: int
@@ -255,7 +257,7 @@ class RedisStreams:
         first, batch = "-", 500
         while ids := await self._open_ids(stream, group, consumer, first, batch):
             # Claiming for oneself with a large idle time changes nothing but that: a peer's next sweep takes them.
-            await self._commands.xclaim(stream, group, consumer, 0, ids, idle=3_600_000, justid=True)
+            await self._commands.xclaim(stream, group, consumer, 0, [*ids], idle=3_600_000, justid=True)
             first = f"({ids[-1]}"
         if first != "-":
             return
@@ -263,7 +265,9 @@ class RedisStreams:
         await self._commands.xgroup_delconsumer(stream, group, consumer)
 
     async def _open_ids(self, stream: str, group: str, consumer: str, first: str, count: int) -> list[str]:
-        entries = await self._commands.xpending_range(stream, group, first, "+", count, consumername=consumer)
+        entries: Any = await self._commands.xpending_range(
+            stream, group, first, "+", count, consumername=consumer
+        )
         return [entry["message_id"].decode() for entry in entries]
 
     async def delete(self, stream: str, entry_id: str) -> None:
@@ -283,25 +287,25 @@ class RedisStreams:
                 raise
 
     async def report(self, board: str, values: dict[str, int]) -> None:
-        await cast("Awaitable[int]", self._commands.hset(board, mapping=cast("Any", values)))
+        await self._commands.hset(board, mapping=cast("Any", values))
 
     async def board(self, board: str) -> dict[str, int]:
         values = await cast("Awaitable[dict[bytes, bytes]]", self._commands.hgetall(board))
         return {
             name.decode(errors="replace"): int(value)
             for name, value in values.items()
-            if value.isdigit() and len(value) < 19
+            if value.isdigit() and len(value) < _TOO_MANY_DIGITS
         }
 
     async def ping(self) -> None:
-        await cast("Awaitable[bool]", self._commands.ping())
+        await self._commands.ping()
 
     async def close(self) -> None:
         await self._commands.aclose()
         await self._blocking.aclose()
 
 
-def _entries_of(answer: Any) -> list[StreamEntry]:
+def _entries_of(answer: Any) -> list[StreamEntry]:  # noqa: ANN401 - redis-py's shape depends on the call
     return [_entry(*item) for _, items in answer or () for item in items]
 
 

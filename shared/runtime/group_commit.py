@@ -91,7 +91,7 @@ class GroupCommit(Loop, Generic[Command, Result]):
             results = await self._db.run(lambda connection: self._execute(connection, commands))
         except CommitUnknown as error:
             await self._read_back(batch, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - it goes to whoever submitted the command
             await self._split(batch, error)
         except BaseException as error:
             _fail(batch, ConnectionAbortedError(brief(error)))

@@ -6,13 +6,14 @@ import asyncio
 import gc
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic
+from typing import TYPE_CHECKING, Any, Generic
 
 import structlog
 import uvloop
+from typing_extensions import override
 
 from shared.runtime import metrics, telemetry
 from shared.runtime.migrations import upgrade
@@ -40,7 +41,7 @@ class Service:
 
 
 Build = Callable[[AnySettings, AsyncExitStack], Awaitable[Service]]
-Command = Callable[[AnySettings], Awaitable[None]]
+Command = Callable[[AnySettings], Coroutine[Any, Any, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class LagMeter(Loop):
         """Nothing to configure."""
         super().__init__("event-loop")
 
+    @override
     async def run_once(self) -> int:
         """Sleep once and report how much longer it took."""
         clock = asyncio.get_running_loop()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode
+from redis.asyncio.connection import parse_url
+from sqlalchemy import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
+HIGHEST_PORT = 65535
 EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration; a supervisor need not try again
 
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -25,9 +30,7 @@ class ServiceSettings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(ge=1, le=65535, description="port to listen on")
     database_url: SecretStr = Field(description="postgresql://user:password@host:port/database")
-    migrator_database_url: SecretStr | None = Field(
-        None, description="the same database as its owner, for migrate"
-    )
+    migrator_database_url: SecretStr | None = Field(None, description="the same database as its owner, for migrate")
     database_pool_size: int = Field(8, ge=2, le=200, description="connections to Postgres at the most")
     redis_url: SecretStr = Field(description="redis://[user:password@]host:port[/db]")
     consumer_name: str = Field(
@@ -46,25 +49,40 @@ class ServiceSettings(BaseSettings):
     @field_validator("ops_keys", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return (
-            tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
-        )
+        return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
 
-    @field_validator("database_url", "migrator_database_url")
+    @field_validator("database_url")
     @classmethod
-    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
-        if value and not value.get_secret_value().startswith(
-            ("postgresql://", "postgres://", "postgresql+asyncpg://")
-        ):
+    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
             raise ValueError("must start with postgresql://")
+        _check_port(lambda: make_url(url).port)
         return value
+
+    @field_validator("migrator_database_url")
+    @classmethod
+    def _is_postgres_or_empty(cls, value: SecretStr | None) -> SecretStr | None:
+        return cls._is_postgres(value) if value else None
 
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: SecretStr) -> SecretStr:
-        if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        url = value.get_secret_value()
+        if not url.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        _check_port(lambda: parse_url(url).get("port"))
         return value
+
+
+def _check_port(read: Callable[[], int | None]) -> None:
+    """Let the driver's own parser read the URL now: later it would end in a stack trace with the URL in it."""
+    try:
+        port = read()
+    except (ValueError, SQLAlchemyError) as error:
+        raise ValueError("is no URL with a numeric port") from error
+    if port is not None and not 0 < port <= HIGHEST_PORT:
+        raise ValueError(f"its port must be from 1 to {HIGHEST_PORT}")
 
 
 AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
@@ -77,13 +95,9 @@ def load(kind: type[AnySettings]) -> AnySettings:
     if directory and not Path(directory).is_dir():
         stop(f"{prefix}SECRETS_DIR: {directory} is not a directory")
     try:
-        return kind(_secrets_dir=directory)  # type: ignore[call-arg]  # pydantic-settings' own argument
+        return kind(_secrets_dir=directory)
     except ValidationError as error:
-        stop(
-            "; ".join(
-                _complaint(prefix, detail) for detail in error.errors(include_input=False, include_url=False)
-            )
-        )
+        stop("; ".join(_complaint(prefix, detail) for detail in error.errors(include_input=False, include_url=False)))
 
 
 def stop(message: str) -> NoReturn:

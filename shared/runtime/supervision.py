@@ -54,7 +54,7 @@ class Loop(ABC):
             self.beat()
             try:
                 pause = 0.0 if await self.run_once() else self.idle_s
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - a loop outlives every failure of a step; `failed` reports it
                 pause = self.failed(error)
             if pause:
                 await self.wait(pause)
@@ -71,7 +71,7 @@ class Loop(ABC):
             log.error("step failed unexpectedly", loop=self.name, exc_info=error)
         return self.failure_s
 
-    async def finish(self) -> None:
+    async def finish(self) -> None:  # noqa: B027 - most loops have nothing to finish
         """Called once after the last step, before the process lets go of its connections."""
 
     def stop(self) -> None:
@@ -110,6 +110,7 @@ class Family(Loop):
         """Start without children."""
         super().__init__(name)
         self.children: dict[str, Sequence[Loop]] = {}
+        self._death: Exception | None = None
 
     @abstractmethod
     async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:
@@ -122,6 +123,8 @@ class Family(Loop):
             await super().run()
             for loop in self._loops():
                 loop.stop()
+        if self._death:
+            raise self._death
 
     @override
     async def run_once(self) -> int:
@@ -132,8 +135,16 @@ class Family(Loop):
         for key in wanted.keys() - self.children.keys():
             self.children[key] = wanted[key]()
             for loop in self.children[key]:
-                self._group.create_task(_run_for_life(loop), name=loop.name)
+                self._group.create_task(self._run_child(loop), name=loop.name)
         return 0
+
+    async def _run_child(self, loop: Loop) -> None:
+        """A child that dies takes the family along: everybody stops in order, then the error goes up."""
+        try:
+            await _run_to_stop(loop)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the family ends
+            self._death = self._death or error
+            self.stop()
 
     @property
     @override
@@ -195,40 +206,72 @@ async def supervise(
 
     `foundations` serve the requests and the loops: they stop after them.
     """
-    asked = asyncio.Event()
+    end = _End()
     running = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(number, asked.set)
+        running.add_signal_handler(number, end.ask, f"signal {number}")
     async with asyncio.TaskGroup() as lower:
         for loop in foundations:
-            lower.create_task(_run_for_life(loop), name=loop.name)
+            lower.create_task(_run_for_life(loop, end), name=loop.name)
         async with asyncio.TaskGroup() as upper:
             for loop in loops:
-                upper.create_task(_run_for_life(loop), name=loop.name)
-            upper.create_task(_serve_for_life(server, listener), name="http")
-            await _wait_for_end(asked, server)
+                upper.create_task(_run_for_life(loop, end), name=loop.name)
+            upper.create_task(_serve_for_life(server, listener, end), name="http")
+            await end.asked.wait()
             on_drain()
-            if asked.is_set() and drain_s:
-                await asyncio.sleep(drain_s)
+            await asyncio.sleep(0.0 if end.death else drain_s)
             for loop in loops:
                 loop.stop()
             server.should_exit = True
         for loop in foundations:
             loop.stop()
+    if end.death:
+        raise end.death
 
 
-async def _wait_for_end(asked: asyncio.Event, server: Server) -> None:
-    await asked.wait()
-    log.info("stopping", reason="signal", requests=len(server.server_state.tasks))
+class _End:
+    """Why everything stops.
+
+    A death asks for the same orderly stop as a signal does. Leaving it to the task group would cancel the others, and a
+    cancelled database call may swallow its cancellation: the process would live on as the zombie that this prevents.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.death: Exception | None = None
+
+    def ask(self, reason: str) -> None:
+        if not self.asked.is_set():
+            log.info("stopping", reason=reason)
+        self.asked.set()
+
+    def died(self, name: str, error: Exception) -> None:
+        log.error("died, the process stops with it", loop=name, exc_info=error)
+        self.death = self.death or error
+        self.ask(f"{name} died")
 
 
-async def _serve_for_life(server: Server, listener: socket.socket) -> None:
+async def _serve_for_life(server: Server, listener: socket.socket, end: _End) -> None:
+    try:
+        await _serve_to_stop(server, listener)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the process ends
+        end.died("http", error)
+
+
+async def _run_for_life(loop: Loop, end: _End) -> None:
+    try:
+        await _run_to_stop(loop)
+    except Exception as error:  # noqa: BLE001 - whatever it was, the process ends
+        end.died(loop.name, error)
+
+
+async def _serve_to_stop(server: Server, listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
     if not server.should_exit:
         raise RuntimeError("the HTTP server ended by itself")
 
 
-async def _run_for_life(loop: Loop) -> None:
+async def _run_to_stop(loop: Loop) -> None:
     await loop.run()
     if not loop.stopping:
         raise RuntimeError(f"loop {loop.name} ended by itself")

@@ -12,11 +12,9 @@ import structlog
 if TYPE_CHECKING:
     from structlog.typing import EventDict, Processor, WrappedLogger
 
-_SECRET_NAMES = re.compile(
-    r"password|secret|token|authorization|api_key|payment_method|card|email", re.IGNORECASE
-)
-_DIGITS = re.compile(r"\b(?:\d[ -]?){13,19}\b")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+_SECRET_NAMES = re.compile(r"password|secret|token|authorization|api_key|payment_method|card|email", re.IGNORECASE)
+_DIGITS = re.compile(r"\b\d(?:[ -]?\d){12,18}\b")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def configure(service: str, *, form: str, level: str) -> None:
@@ -27,7 +25,7 @@ def configure(service: str, *, form: str, level: str) -> None:
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _name(service),
-        structlog.processors.format_exc_info if form == "json" else _keep,
+        structlog.processors.format_exc_info,  # before `redact`: a stack trace can hold a secret like any text
         redact,
     ]
     structlog.configure(
@@ -37,7 +35,9 @@ def configure(service: str, *, form: str, level: str) -> None:
         cache_logger_on_first_use=True,
     )
     renderer: Processor = (
-        structlog.processors.JSONRenderer() if form == "json" else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer()
+        if form == "json"
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=before, processor=renderer))
@@ -51,11 +51,21 @@ def configure(service: str, *, form: str, level: str) -> None:
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     """Blank what must not reach a log: values under telling names, card numbers, credentials in URLs."""
     for name, value in event.items():
-        if _SECRET_NAMES.search(name):
-            event[name] = "[redacted]"
-        elif isinstance(value, str):
-            event[name] = _CREDENTIALS.sub("[redacted]@", _DIGITS.sub("[redacted]", value))
+        event[name] = _blanked(name, value)
     return event
+
+
+def _blanked(name: object, value: object) -> object:
+    if isinstance(name, str) and _SECRET_NAMES.search(name):
+        return "[redacted]"
+    if isinstance(value, str):
+        return _CREDENTIALS.sub("[redacted]@", _DIGITS.sub("[redacted]", value))
+    if isinstance(value, dict):
+        return {inner: _blanked(inner, one) for inner, one in value.items()}
+    if isinstance(value, list | tuple):
+        blanked = [_blanked(None, one) for one in value]
+        return blanked if isinstance(value, list) else tuple(blanked)
+    return value
 
 
 def _name(service: str) -> Processor:
@@ -64,7 +74,3 @@ def _name(service: str) -> Processor:
         return event
 
     return add
-
-
-def _keep(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return event

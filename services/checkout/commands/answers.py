@@ -136,7 +136,7 @@ def problem(
     *,
     final: bool = True,
     headers: Mapping[str, str] | None = None,
-    **members: Any,
+    **members: object,
 ) -> Answer:
     """An RFC 9457 problem as an answer."""
     body = {

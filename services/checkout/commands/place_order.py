@@ -65,7 +65,7 @@ async def claim(connection: AsyncConnection, commands: Mapping[int, PlaceOrder])
     """Claim the keys; returns the commands that came second, under their number."""
     if not commands:
         return {}
-    first = {(command.tenant, command.key): n for n, command in reversed(commands.items())}
+    first = {(command.tenant, command.key): n for n, command in reversed([*commands.items()])}
     won = await idempotency.claim(connection, [commands[n].claim for n in first.values()])
     taken = {}
     for n, command in commands.items():

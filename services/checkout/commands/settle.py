@@ -67,7 +67,7 @@ async def move(connection: AsyncConnection, commands: Mapping[int, Settle]) -> d
         return {}
     changes = {n: command.change for n, command in commands.items()}
     # An order settled twice in one batch (a slow call and its recovery): the first one wins, as it would in two batches.
-    first = {change.before.id: n for n, change in reversed(changes.items())}
+    first = {change.before.id: n for n, change in reversed([*changes.items()])}
     done = await orders.move(connection, [changes[n] for n in first.values()])
     return {n: changes[n] for order_id, n in first.items() if order_id in done}
 

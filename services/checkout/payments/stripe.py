@@ -209,7 +209,7 @@ def _error_of(answer: httpx.Response) -> _Error | None:
         return None
 
 
-def _json(answer: httpx.Response) -> Any:
+def _json(answer: httpx.Response) -> object:
     try:
         return json.loads(answer.content)
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, DateTime, Integer, Text, bindparam, text
+from sqlalchemy import BigInteger, DateTime, Integer, Row, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.checkout.domain import Line, Order, Payment, Status
@@ -313,7 +313,7 @@ async def take_over(connection: AsyncConnection, lease_s: float, limit: int) -> 
     return [TakenOver(order, leases[order.id].lease_token, leases[order.id].recoveries) for order in found]
 
 
-def _order(row: Any) -> Order:
+def _order(row: Row[Any]) -> Order:
     return Order(
         id=row.id,
         tenant=row.tenant_id,
