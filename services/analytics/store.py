@@ -60,7 +60,7 @@ order_facts = Table(
 )
 
 # The current minute's rows are updated by every batch: with room on the page an update touches no index.
-_ROOM = {"fillfactor": "50"}
+_ROOM = {"fillfactor": "80"}
 
 sales_minutes = Table(
     "sales_minutes",

@@ -130,6 +130,9 @@ class Fulfilments:
     async def _advance(
         self, caller: Principal, fulfilment_id: str, step: Step, parcel: Parcel | None = None
     ) -> FulfilmentBody:
+        if not is_id(PREFIX, fulfilment_id):
+            raise not_found("fulfilment")
+
         async def work(connection: AsyncConnection) -> FulfilmentBody:
             found = await store.lock(connection, fulfilment_id)
             if found is None:

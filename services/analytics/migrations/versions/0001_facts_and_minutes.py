@@ -33,10 +33,7 @@ def create_ledger() -> None:
         sa.Column("event_id", sa.Uuid(), nullable=False),
         sa.Column("partition", sa.Integer(), nullable=False),
         sa.Column(
-            "position",
-            sa.BigInteger(),
-            nullable=True,
-            comment="null when the entry was not written by the relay",
+            "position", sa.BigInteger(), nullable=True, comment="null when the entry was not written by the relay"
         ),
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("subject", sa.Text(), nullable=False),
@@ -101,10 +98,7 @@ def create_facts() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column(
-            "happened_at",
-            sa.DateTime(timezone=True),
-            nullable=False,
-            comment="completed_at, or created_at without it",
+            "happened_at", sa.DateTime(timezone=True), nullable=False, comment="completed_at, or created_at without it"
         ),
         sa.Column("lines", postgresql.JSONB(), nullable=False, comment="[[sku, quantity, subtotal], …]"),
         sa.PrimaryKeyConstraint("order_id"),
@@ -119,7 +113,7 @@ def create_facts() -> None:
         sa.Column("quantity", sa.BigInteger(), nullable=False),
         sa.Column("gross", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("minute", "currency", "sku"),
-        postgresql_with={"fillfactor": "50"},
+        postgresql_with={"fillfactor": "80"},
     )
     op.create_table(
         "sales_minutes",
@@ -131,5 +125,5 @@ def create_facts() -> None:
         sa.Column("cancelled", sa.BigInteger(), nullable=False),
         sa.Column("payment_failed", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("minute", "currency"),
-        postgresql_with={"fillfactor": "50"},
+        postgresql_with={"fillfactor": "80"},
     )

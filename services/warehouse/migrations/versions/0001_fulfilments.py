@@ -33,10 +33,7 @@ def create_ledger() -> None:
         sa.Column("event_id", sa.Uuid(), nullable=False),
         sa.Column("partition", sa.Integer(), nullable=False),
         sa.Column(
-            "position",
-            sa.BigInteger(),
-            nullable=True,
-            comment="null when the entry was not written by the relay",
+            "position", sa.BigInteger(), nullable=True, comment="null when the entry was not written by the relay"
         ),
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("subject", sa.Text(), nullable=False),
@@ -106,12 +103,9 @@ def create_fulfilments() -> None:
         sa.Column("ordered_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("carrier", sa.Text(), nullable=True),
         sa.Column("tracking", sa.Text(), nullable=True),
+        sa.CheckConstraint("(status = 'shipped') = (tracking IS NOT NULL)", name="fulfilments_shipped_with_tracking"),
         sa.CheckConstraint(
-            "(status = 'shipped') = (tracking IS NOT NULL)", name="fulfilments_shipped_with_tracking"
-        ),
-        sa.CheckConstraint(
-            "status IN ('received', 'picking', 'packed', 'shipped', 'cancelled')",
-            name="fulfilments_status_known",
+            "status IN ('received', 'picking', 'packed', 'shipped', 'cancelled')", name="fulfilments_status_known"
         ),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("order_id", name="fulfilments_once_per_order"),
@@ -122,10 +116,7 @@ def create_fulfilments() -> None:
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("fulfilment_id", sa.Text(), nullable=False),
         sa.Column(
-            "at",
-            sa.DateTime(timezone=True),
-            nullable=False,
-            comment="when it happened, not when it was heard of",
+            "at", sa.DateTime(timezone=True), nullable=False, comment="when it happened, not when it was heard of"
         ),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("entry", sa.Text(), nullable=False),
