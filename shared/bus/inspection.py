@@ -131,9 +131,7 @@ async def errors(connection: AsyncConnection, limit: int = 50) -> list[ErrorGrou
     """Dead, parked and retrying deliveries grouped by error, the most frequent first."""
     what = (deliveries.c.state, deliveries.c.type, deliveries.c.last_error)
     when = deliveries.c.received_at
-    grouped = select(
-        *what, func.count().label("rows"), func.min(when).label("first"), func.max(when).label("last")
-    )
+    grouped = select(*what, func.count().label("rows"), func.min(when).label("first"), func.max(when).label("last"))
     grouped = grouped.where(_OPEN, deliveries.c.state.in_((State.DEAD, State.PARKED, State.RETRYING)))
     grouped = grouped.group_by(*what).order_by(func.count().desc()).limit(limit)
     return [
@@ -191,9 +189,7 @@ async def _change(
     if dry_run or not matched:
         return Change(matched, 0)
     chosen = fitting.order_by(deliveries.c.event_id).limit(MOST_AT_ONCE).with_for_update(skip_locked=True)
-    changed = await connection.execute(
-        update(deliveries).where(deliveries.c.event_id.in_(chosen)).values(values)
-    )
+    changed = await connection.execute(update(deliveries).where(deliveries.c.event_id.in_(chosen)).values(values))
     return Change(matched, changed.rowcount)
 
 

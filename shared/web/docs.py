@@ -97,9 +97,7 @@ def router(app: FastAPI) -> APIRouter:
 def openapi_of(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, in which every operation may answer with a problem."""
     if app.openapi_schema is None:
-        schema = get_openapi(
-            title=app.title, version=app.version, description=app.description, routes=app.routes
-        )
+        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         components = schema.setdefault("components", {}).setdefault("schemas", {})
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)

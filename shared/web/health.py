@@ -199,21 +199,15 @@ def _ledger_readings(census: inspection.Census) -> dict[str, Reading]:
     return readings
 
 
-def _consumer_readings(
-    settled: Mapping[int, int], board: Mapping[str, int], gate: Gate
-) -> dict[str, Reading]:
+def _consumer_readings(settled: Mapping[int, int], board: Mapping[str, int], gate: Gate) -> dict[str, Reading]:
     heads = {int(name[5:]): head for name, head in board.items() if name.startswith("head:")}
     backlog = sum(max(0, head - settled.get(partition, 0)) for partition, head in heads.items())
     control = gate.control
     paused = bool(control and control.paused)
     return {
         "settled": Reading(sum(settled.values()), "events"),
-        "backlog": Reading(
-            backlog if heads else None, "events", output=None if heads else "the relay is silent"
-        ),
-        "paused": Reading(
-            paused, status=_warn_if(paused), output=control.reason if control and paused else None
-        ),
+        "backlog": Reading(backlog if heads else None, "events", output=None if heads else "the relay is silent"),
+        "paused": Reading(paused, status=_warn_if(paused), output=control.reason if control and paused else None),
         "breaker": Reading("open" if gate.in_outage else "closed", status=_warn_if(gate.in_outage)),
     }
 
@@ -254,9 +248,7 @@ def _document(health: Health, report: Report) -> JSONResponse:
     now = rfc3339(datetime.now(UTC))
     stalled = health.stalled()
     checks = {name: [_entry(reading, now)] for name, reading in report.readings.items()}
-    state = Reading(
-        len(stalled), status=Status.FAIL if stalled else Status.PASS, output=", ".join(stalled) or None
-    )
+    state = Reading(len(stalled), status=Status.FAIL if stalled else Status.PASS, output=", ".join(stalled) or None)
     checks["loops:stalled"] = [_entry(state, now)]
     body = {
         "status": report.status,

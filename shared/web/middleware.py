@@ -94,12 +94,8 @@ class Edge:
 
     async def _body(self, head: _Head, receive: Receive) -> bytes:
         if head.encoded:
-            raise Problem(
-                415, "unsupported_media_type", detail="Content-Encoding is not supported.", headers=_CLOSE
-            )
-        if head.length is not None and (
-            not head.length.isdigit() or int(head.length[:20]) > self._body_limit
-        ):
+            raise Problem(415, "unsupported_media_type", detail="Content-Encoding is not supported.", headers=_CLOSE)
+        if head.length is not None and (not head.length.isdigit() or int(head.length[:20]) > self._body_limit):
             raise self._too_large()
         try:
             async with asyncio.timeout(self._body_deadline_s):
@@ -148,10 +144,7 @@ class _Answer:
             headers += _SECURITY
             if b"cache-control" not in names:
                 headers.append((b"cache-control", b"no-store"))
-            if (
-                names.get(b"content-type", b"").startswith(b"text/html")
-                and b"content-security-policy" not in names
-            ):
+            if names.get(b"content-type", b"").startswith(b"text/html") and b"content-security-policy" not in names:
                 headers.append((b"content-security-policy", CONTENT_SECURITY_POLICY))
             message["headers"] = headers
         await self._send(message)

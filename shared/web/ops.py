@@ -121,9 +121,7 @@ class Ops:
         self._ledger = Ledger()
         self._templates = environment()
 
-    async def page(
-        self, _: Operator, said: Annotated[str, Query(pattern="^[a-z0-9 ]{0,40}$")] = ""
-    ) -> HTMLResponse:
+    async def page(self, _: Operator, said: Annotated[str, Query(pattern="^[a-z0-9 ]{0,40}$")] = "") -> HTMLResponse:
         """The page itself."""
         async with self._db.reading() as connection:
             census = await inspection.census(connection)
@@ -169,9 +167,7 @@ class Ops:
         """Give deliveries up."""
 
         async def work(connection: AsyncConnection) -> inspection.Change:
-            return await inspection.discard(
-                connection, wanted.selection(), wanted.reason, dry_run=wanted.dry_run
-            )
+            return await inspection.discard(connection, wanted.selection(), wanted.reason, dry_run=wanted.dry_run)
 
         return await self._change(caller, "discard", wanted, work)
 

@@ -68,9 +68,7 @@ class Problem(Exception):
 
     def response(self) -> Response:
         """The HTTP response."""
-        content = json.dumps(self.body(), ensure_ascii=False, separators=(",", ":")).encode(
-            "utf-8", "replace"
-        )
+        content = json.dumps(self.body(), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
         return Response(content, self.status, self.headers, MEDIA_TYPE)
 
 
