@@ -1,82 +1,23 @@
 """The local platform as people use it: `up`, `down` and what happens in between, with real processes."""
 
 import asyncio
-import json
 import os
 import re
-import secrets
 import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import asyncpg
-import httpx
 import psutil
 import pytest
 
-from deploy.local.demo import read_environment
 from deploy.local.ports import is_free
-from deploy.local.process import MARKER
 from deploy.local.settings import PORTS
+from tests.support.platform import NAMES, ROOT, URLS, Platform, all_ready, fetch, free_base, until
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
-
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = {"checkout", "email", "analytics", "warehouse", "payments", "mail", "postgres", "redis"}
-URLS = ("CHECKOUT", "EMAIL", "ANALYTICS", "WAREHOUSE", "PAYMENTS", "INBOX", "POSTGRES", "REDIS")
-
-
-@dataclass(frozen=True)
-class Platform:
-    """A run folder and its ports."""
-
-    run_dir: Path
-    port_base: int
-
-    def do(self, command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "deploy.local", command],
-            cwd=ROOT,
-            env={**self.environment(), **environment},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=100,
-        )
-
-    def environment(self) -> dict[str, str]:
-        theirs = {"POSTGRES_URL", "REDIS_URL", "PAYMENTS_URL", "SMTP_URL"}
-        kept = {name: value for name, value in os.environ.items() if name not in theirs}
-        ours = {"RUN_DIR": str(self.run_dir), "PORT_BASE": str(self.port_base)}
-        return {**kept, **ours, "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
-
-    @property
-    def pids(self) -> dict[str, int]:
-        pids: dict[str, int] = json.loads((self.run_dir / "pids.json").read_text())
-        return pids
-
-    @property
-    def env(self) -> dict[str, str]:
-        return read_environment(self.run_dir / "env")
-
-    @property
-    def launcher(self) -> int:
-        return int((self.run_dir / "lock").read_text())
-
-    def processes(self) -> list[psutil.Process]:
-        """Whatever of ours is still alive, whether or not anybody remembers it."""
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
-
-    def _is_ours(self, process: psutil.Process) -> bool:
-        try:
-            return process.environ().get(MARKER) == str(self.run_dir)
-        except (psutil.Error, OSError):
-            return False
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +81,7 @@ async def test_each_service_has_a_database_in_which_it_may_only_work_with_rows(p
         "FROM pg_database d JOIN pg_roles r ON r.rolname = d.datname AND NOT r.rolsuper ORDER BY 1"
     )
 
-    rows = await _fetch(platform.env["POSTGRES_URL"], query)
+    rows = await fetch(platform.env["POSTGRES_URL"], query)
 
     services = ("analytics", "checkout", "email", "warehouse")
     assert rows == [(name, f"{name}_migrator", False) for name in services]
@@ -172,8 +113,8 @@ async def test_what_is_killed_is_started_again(platform: Platform, name: str) ->
 
     os.kill(before, signal.SIGKILL)
 
-    await _until(lambda: _is_another(platform, name, before))
-    await _until(lambda: _all_ready(platform))
+    await until(lambda: _is_another(platform, name, before))
+    await until(lambda: all_ready(platform))
 
 
 async def test_two_copies_run_side_by_side(platform: Platform, tmp_path: Path) -> None:
@@ -182,8 +123,8 @@ async def test_two_copies_run_side_by_side(platform: Platform, tmp_path: Path) -
         started = neighbour.do("up")
 
         assert started.returncode == 0, started.stderr
-        assert await _all_ready(neighbour)
-        assert await _all_ready(platform)
+        assert await all_ready(neighbour)
+        assert await all_ready(platform)
         assert neighbour.env["API_KEY"] != platform.env["API_KEY"]
     finally:
         stopped = neighbour.do("reset")
@@ -191,7 +132,7 @@ async def test_two_copies_run_side_by_side(platform: Platform, tmp_path: Path) -
     assert stopped.returncode == 0
     assert neighbour.processes() == []
     assert not neighbour.run_dir.exists()
-    assert await _all_ready(platform)
+    assert await all_ready(platform)
 
 
 async def test_a_killed_launcher_leaves_nothing_in_the_way_of_the_next(platform: Platform) -> None:
@@ -201,7 +142,7 @@ async def test_a_killed_launcher_leaves_nothing_in_the_way_of_the_next(platform:
     again = platform.do("up")
 
     assert again.returncode == 0, again.stderr
-    assert await _all_ready(platform)
+    assert await all_ready(platform)
     assert platform.env["API_KEY"] == key
     assert not {process.pid for process in platform.processes()} & set(before.values())
 
@@ -223,7 +164,7 @@ async def test_ctrl_c_ends_what_runs_in_the_foreground(folder: Platform) -> None
     foreground = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=folder.environment(), stdout=subprocess.PIPE, start_new_session=True
     )
-    await _until(lambda: _exists(folder.run_dir / "env"))
+    await until(lambda: _exists(folder.run_dir / "env"))
 
     # As a terminal does it: to the whole foreground process group.
     os.killpg(foreground.pid, signal.SIGINT)
@@ -243,14 +184,6 @@ def test_the_demo_says_so_when_nothing_runs(tmp_path: Path) -> None:
     assert "make up" in shown.stderr
 
 
-def free_base() -> int:
-    """A PORT_BASE whose ports are all free, below those that the kernel gives to outgoing connections."""
-    while True:
-        base = secrets.choice(range(10_000, 32_000, 100))
-        if all(is_free(base + offset) for offset in PORTS.values()):
-            return base
-
-
 @pytest.mark.parametrize("base", ["80", "99999", "http"])
 def test_a_port_base_that_cannot_be_is_refused_in_one_line(tmp_path: Path, base: str) -> None:
     refused = Platform(tmp_path / "run", 0).do("up", PORT_BASE=base)
@@ -268,37 +201,9 @@ def test_a_folder_that_cannot_be_written_to_is_named_in_one_line(tmp_path: Path)
     assert re.fullmatch(r"Cannot write to .*: set RUN_DIR to another folder\.\n", refused.stderr)
 
 
-async def _fetch(url: str, query: str) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(url)
-    try:
-        return [tuple(row) for row in await connection.fetch(query)]
-    finally:
-        await connection.close()
-
-
 async def _exists(path: Path) -> bool:
     return path.exists()  # noqa: ASYNC240 - one look at a local file
 
 
 async def _is_another(platform: Platform, name: str, pid: int) -> bool:
     return platform.pids[name] != pid
-
-
-async def _all_ready(platform: Platform) -> bool:
-    env = platform.env
-    async with httpx.AsyncClient() as client:
-        for name in URLS[:6]:
-            try:
-                answer = await client.get(f"{env[f'{name}_URL']}/health/ready")
-            except httpx.TransportError:
-                return False
-            if answer.status_code != httpx.codes.OK:
-                return False
-    return True
-
-
-async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Other processes send no signal here: look until it is so, or for 30 s."""
-    async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
