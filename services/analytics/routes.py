@@ -40,9 +40,7 @@ Item = TypeVar("Item")
 def _only_rfc3339(value: object) -> object:
     # pydantic would take 1700000000 and 2026-01-31 as well.
     if isinstance(value, str) and not _RFC3339.fullmatch(value):
-        raise PydanticCustomError(
-            "rfc3339", "Send an RFC 3339 time such as 2026-01-31T09:15:00Z (a + as %2B)"
-        )
+        raise PydanticCustomError("rfc3339", "Send an RFC 3339 time such as 2026-01-31T09:15:00Z (a + as %2B)")
     return value
 
 
@@ -110,16 +108,12 @@ class Reports:
             rows = await store.summary(connection, _period(from_, to))
         return Answer(items=[_summary(row) for row in rows])
 
-    async def sales(
-        self, _: Reader, from_: From = None, to: To = None, bucket: Bucket = Bucket.HOUR
-    ) -> Answer[Sales]:
+    async def sales(self, _: Reader, from_: From = None, to: To = None, bucket: Bucket = Bucket.HOUR) -> Answer[Sales]:
         """The last 24 hours, unless `from` or `to` say otherwise; buckets are UTC."""
         end = to or self._clock.now()
         period = _period(from_ or max(_in_range(end, "to") - SALES_BY_DEFAULT, EARLIEST), end)
         if period.buckets(bucket) > MAX_BUCKETS:
-            raise _invalid(
-                "bucket", f"More than {MAX_BUCKETS} buckets: take a longer bucket or a shorter time"
-            )
+            raise _invalid("bucket", f"More than {MAX_BUCKETS} buckets: take a longer bucket or a shorter time")
         async with self._db.reading() as connection:
             rows = await store.sales(connection, period, bucket)
         return Answer(items=[_sales(row) for row in rows])
@@ -162,9 +156,7 @@ class Reports:
         """The page's script and style."""
         if name not in ASSETS:
             raise not_found("file")
-        return FileResponse(
-            FOLDER / "static" / name, media_type=ASSETS[name], headers={"Cache-Control": "no-cache"}
-        )
+        return FileResponse(FOLDER / "static" / name, media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})
 
 
 def router(db: Database, clock: Clock) -> APIRouter:

@@ -372,9 +372,7 @@ async def facts_after(
 ) -> Sequence[Row[Any]]:
     """The period's next facts behind `after` (instant and order), oldest first."""
     place = tuple_(order_facts.c.happened_at, order_facts.c.order_id)
-    found = select(order_facts).where(
-        order_facts.c.happened_at >= period.start, order_facts.c.happened_at < period.end
-    )
+    found = select(order_facts).where(order_facts.c.happened_at >= period.start, order_facts.c.happened_at < period.end)
     if after:
         found = found.where(place > after)
     return (await connection.execute(found.order_by(*place).limit(limit))).all()

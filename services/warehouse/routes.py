@@ -148,9 +148,7 @@ class Fulfilments:
             members = {"state": error.status}
             raise Problem(409, "wrong_state", "Wrong state", str(error), members=members) from error
 
-    async def board(
-        self, _: Reader, said: Annotated[str, Query(pattern="^[a-z_]{0,20}$")] = ""
-    ) -> HTMLResponse:
+    async def board(self, _: Reader, said: Annotated[str, Query(pattern="^[a-z_]{0,20}$")] = "") -> HTMLResponse:
         """A column per state, newest first."""
         async with self._db.reading() as connection:
             counts = await store.count_open(connection)
@@ -180,9 +178,7 @@ class Fulfilments:
         """The board's script and style."""
         if name not in ASSETS:
             raise not_found("file")
-        return FileResponse(
-            FOLDER / "static" / name, media_type=ASSETS[name], headers={"Cache-Control": "no-cache"}
-        )
+        return FileResponse(FOLDER / "static" / name, media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})
 
 
 def router(db: Database, clock: Clock) -> APIRouter:

@@ -58,9 +58,7 @@ fulfilments = Table(
     CheckConstraint(
         f"status IN ({', '.join(repr(str(status)) for status in Status)})", name="fulfilments_status_known"
     ),
-    CheckConstraint(
-        "(status = 'shipped') = (tracking IS NOT NULL)", name="fulfilments_shipped_with_tracking"
-    ),
+    CheckConstraint("(status = 'shipped') = (tracking IS NOT NULL)", name="fulfilments_shipped_with_tracking"),
     UniqueConstraint("order_id", name="fulfilments_once_per_order"),
     Index("fulfilments_by_status", "status", "id"),
 )

@@ -20,9 +20,7 @@ LINES = st.lists(
     max_size=3,
     unique_by=lambda line: line[0],
 )
-FATES = st.sampled_from(
-    ["failed", "completed", "cancelled", "refunded", "refunded twice", "failed, then completed"]
-)
+FATES = st.sampled_from(["failed", "completed", "cancelled", "refunded", "refunded twice", "failed, then completed"])
 
 
 @st.composite

@@ -103,9 +103,7 @@ async def test_sales_are_those_of_the_last_day_unless_asked_otherwise(world: Wor
 
 async def test_the_best_products_come_first(world: World) -> None:
     await world.deliver(Order(("CHEAP", 9, 1), ("DEAR", 1, 900)).completed())
-    await world.deliver(
-        Order(("MIDDLE", 2, 100)).completed(), Order(("YEN", 1, 5000), currency="JPY").completed()
-    )
+    await world.deliver(Order(("MIDDLE", 2, 100)).completed(), Order(("YEN", 1, 5000), currency="JPY").completed())
 
     best = (await world.get("/v1/top-products", limit="2", currency="EUR"))["items"]
 

@@ -199,9 +199,7 @@ async def test_the_boards_buttons_take_the_steps(world: World) -> None:
         ({"step": "pick", "id": "\x00"}, "not_found"),
     ],
 )
-async def test_the_board_explains_what_could_not_be_done(
-    world: World, fields: dict[str, str], said: str
-) -> None:
+async def test_the_board_explains_what_could_not_be_done(world: World, fields: dict[str, str], said: str) -> None:
     wanted = await world.received()
 
     answer = await world.client.post("/steps", auth=STAFF, data={"id": wanted, **fields})
@@ -214,9 +212,7 @@ async def test_another_site_cannot_press_the_boards_buttons(world: World) -> Non
     wanted = await world.received()
     foreign = {"Sec-Fetch-Site": "cross-site"}
 
-    by_form = await world.client.post(
-        "/steps", auth=STAFF, data={"id": wanted, "step": "pick"}, headers=foreign
-    )
+    by_form = await world.client.post("/steps", auth=STAFF, data={"id": wanted, "step": "pick"}, headers=foreign)
     by_api = await world.client.post(f"/v1/fulfilments/{wanted}/pick", auth=STAFF, headers=foreign)
 
     assert (by_form.status_code, by_api.status_code) == (403, 403)
