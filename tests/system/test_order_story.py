@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import signal
 import time
+from functools import cache
 from typing import Any
 
 import httpx
@@ -15,6 +16,12 @@ from tests.support.platform import Platform, until
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 
+@cache
+def client() -> httpx.AsyncClient:
+    """One for all: each new one reads the machine's certificates first."""
+    return httpx.AsyncClient(timeout=30)
+
+
 async def post(shop: Platform, email: str, **changes: Any) -> httpx.Response:
     headers = {"Authorization": f"Bearer {shop.env['API_KEY']}", "Idempotency-Key": secrets.token_hex(8)}
     order = {
@@ -24,14 +31,12 @@ async def post(shop: Platform, email: str, **changes: Any) -> httpx.Response:
         "payment_method": "pm_card_visa",
         **changes,
     }
-    async with httpx.AsyncClient(timeout=30) as client:
-        return await client.post(f"{shop.env['CHECKOUT_URL']}/v1/orders", json=order, headers=headers)
+    return await client().post(f"{shop.env['CHECKOUT_URL']}/v1/orders", json=order, headers=headers)
 
 
 async def items(shop: Platform, url: str, **query: str) -> list[dict[str, Any]]:
     headers = {"Authorization": f"Bearer {shop.env['OPS_KEY']}"}
-    async with httpx.AsyncClient(timeout=30) as client:
-        answer = await client.get(url, params=query, headers=headers)
+    answer = await client().get(url, params=query, headers=headers)
     found: list[dict[str, Any]] = answer.json()["items"]
     return found
 

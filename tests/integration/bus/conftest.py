@@ -132,11 +132,17 @@ class World:
 
     async def kill(self) -> None:
         """End what runs as kill -9 would: no clean-up."""
-        for _, task in self.running:
-            task.cancel()
-        for _, task in self.running:
-            with suppress(asyncio.CancelledError):
-                await task
+        for loop, task in self.running:
+            while not task.done():
+                task.cancel()
+                await asyncio.wait({task}, timeout=0.5)
+                if not task.done():
+                    import io
+                    f=io.StringIO(); task.print_stack(file=f); open('/tmp/probe/stuck.txt','a').write(loop.name+"\n"+f.getvalue())
+                    c=task.get_coro(); st=[]
+                    while c is not None and hasattr(c,'cr_frame'):
+                        st.append(f"{c.cr_frame.f_code.co_filename}:{c.cr_frame.f_lineno}" if c.cr_frame else str(c)); c=c.cr_await
+                    open('/tmp/probe/stuck.txt','a').write("\n".join(st)+f"\n{c}\n")
         self.running.clear()
 
     async def scalar(self, sql: str) -> int:

@@ -157,7 +157,8 @@ async def test_a_settled_report_that_cannot_be_true_is_refused(world: World, non
 
 
 async def settled_up_to(world: World, position: int) -> bool:
-    return await world.settled() == position
+    """Settled means durable in the ledger; the effect may still be due."""
+    return await world.settled() == position and await world.states() == {"done": position}
 
 
 async def published(world: World, position: int) -> bool:
