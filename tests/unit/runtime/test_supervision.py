@@ -245,9 +245,12 @@ async def test_a_loop_that_ends_by_itself_takes_the_process_down(where: str) -> 
 
 
 async def test_what_is_no_ordinary_exception_takes_the_process_down_too() -> None:
-    loop = Steps("loop", BaseExceptionGroup("cannot go on", [SystemExit(3)]))
+    loop = Steps("loop")
+    _, url, supervising = _start([loop], [])
+    await _answer(url)
 
-    _, _, supervising = _start([loop], [])
+    loop.script.append(BaseExceptionGroup("cannot go on", [SystemExit(3)]))
+    loop.wake()
 
     with pytest.raises(BaseExceptionGroup):
         await asyncio.wait_for(supervising, 10)
@@ -300,6 +303,8 @@ def _start(
             try:
                 await supervise(server, listener, loops, foundations, on_drain=on_drain)
             finally:
+                for one in server.servers:  # a server that was cancelled leaves them to the end of the process
+                    one.close()
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().remove_signal_handler(number)
 
