@@ -11,9 +11,7 @@ def main() -> None:
     """Write what changed; refuse an incompatible change of a schema that is in use."""
     if refused := refusals():
         sys.exit(
-            "\n".join(
-                [*refused, "Incompatible: keep what is there, or raise MAJOR in shared/contracts/orders.py."]
-            )
+            "\n".join([*refused, "Incompatible: keep what is there, or raise MAJOR in shared/contracts/orders.py."])
         )
     for path, document in documents().items():
         text = as_text(document)

@@ -54,12 +54,8 @@ def document(samples: Mapping[str, Json]) -> Json:
         "servers": {"streams": _server()},
         "channels": {"events": _channel()},
         "operations": {
-            "publish": _operation(
-                "send", "Checkout's relay appends what the log has and the stream has not."
-            ),
-            "consume": _operation(
-                "receive", "A service reads its own stream, with a consumer group of its name."
-            ),
+            "publish": _operation("send", "Checkout's relay appends what the log has and the stream has not."),
+            "consume": _operation("receive", "A service reads its own stream, with a consumer group of its name."),
         },
         "components": {
             "messages": {name: _message(name, samples[name]) for name in EVENTS},

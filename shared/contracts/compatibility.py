@@ -37,9 +37,7 @@ def _compare_fields(old: Schema, new: Schema, place: str) -> list[str]:
     required, required_now = set(old.get("required", ())), set(new.get("required", ()))
     path = {name: f"{place}.{name}".lstrip(".") for name in fields | fields_now}
     changes = [f"{path[name]}: removed" for name in fields if name not in fields_now]
-    changes += [
-        f"{path[name]}: added as required" for name in fields_now if name in required_now - fields.keys()
-    ]
+    changes += [f"{path[name]}: added as required" for name in fields_now if name in required_now - fields.keys()]
     for name in fields.keys() & fields_now.keys():
         if (name in required) != (name in required_now):
             changes.append(f"{path[name]}: became {'required' if name in required_now else 'optional'}")

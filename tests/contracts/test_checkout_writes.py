@@ -55,9 +55,7 @@ def orders(draw: st.DrawFn, kind: str) -> Order:
 
 @pytest.mark.parametrize("kind", sorted(STATUS))
 @given(data=st.data())
-def test_every_event_fits_the_schema_and_comes_back_as_the_order_it_tells_of(
-    kind: str, data: st.DataObject
-) -> None:
+def test_every_event_fits_the_schema_and_comes_back_as_the_order_it_tells_of(kind: str, data: st.DataObject) -> None:
     order = data.draw(orders(kind))
 
     raw = encode(event_of(kind, order, AT, SOURCE, TRACE))
@@ -94,11 +92,7 @@ def test_a_declined_order_says_why() -> None:
 def test_an_event_tells_nothing_that_is_only_checkouts_business() -> None:
     raw = encode(event_of(ORDER_COMPLETED, _order(), AT, SOURCE, None))
 
-    assert not [
-        secret
-        for secret in ("pm_card_visa", "charge:1", "idem-key", "inside", "traceparent")
-        if secret in raw
-    ]
+    assert not [secret for secret in ("pm_card_visa", "charge:1", "idem-key", "inside", "traceparent") if secret in raw]
 
 
 def test_each_event_has_an_id_of_its_own_that_sorts_by_time() -> None:

@@ -131,9 +131,7 @@ def test_the_gate_closes_when_a_closed_set_of_values_changes(values: list[str]) 
 
 
 # To jsoncompat patterns and formats say nothing.
-@pytest.mark.parametrize(
-    "what", sorted({*BREAKING, *COMPATIBLE} - {"a format is dropped", "a pattern changes"})
-)
+@pytest.mark.parametrize("what", sorted({*BREAKING, *COMPATIBLE} - {"a format is dropped", "a pattern changes"}))
 def test_an_independent_judge_agrees(what: str) -> None:
     # It counts a new optional field as a break (who knows what it held before), so it is not shown those.
     old = _schema("order.refunded")
@@ -167,9 +165,7 @@ def _changed(old: Schema, change: Change) -> Schema:
 
 def _without_new_options(old: Schema, new: Schema) -> Schema:
     new = copy.deepcopy(new)
-    pairs = [(old, new)] + [
-        (part, new["$defs"][name]) for name, part in old["$defs"].items() if name in new["$defs"]
-    ]
+    pairs = [(old, new)] + [(part, new["$defs"][name]) for name, part in old["$defs"].items() if name in new["$defs"]]
     for before, after in pairs:
         for field in after["properties"].keys() - before["properties"].keys():
             if field not in after["required"]:

@@ -191,7 +191,7 @@ def _copy_documents(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "FOLDER", folder)
 
 
-def _read(path: str) -> Any:  # noqa: ANN401 - any JSON
+def _read(path: str) -> Any:
     return json.loads((FOLDER / path).read_text())
 
 

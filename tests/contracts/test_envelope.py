@@ -25,13 +25,8 @@ INSTANTS = st.datetimes(
 WORDS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=100)
 # JSON has one kind of number and most readers hold it in a double.
 JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**53), 2**53)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=3)
-    ),
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc", min_size=1), inner, max_size=3),
     max_leaves=8,
 )
 
@@ -86,9 +81,7 @@ def test_we_read_what_the_official_cloudevents_sdk_writes(name: str) -> None:
     data=st.dictionaries(st.text("xyz", min_size=1), JSON, max_size=4),
     time=INSTANTS,
 )
-def test_any_event_comes_back_as_it_was_sent(
-    subject: str, source: str, data: dict[str, Any], time: datetime
-) -> None:
+def test_any_event_comes_back_as_it_was_sent(subject: str, source: str, data: dict[str, Any], time: datetime) -> None:
     raw = {**_sample(), "subject": subject, "source": source, "data": data, "time": time.isoformat()}
     event = decode(json.dumps(raw))
 
@@ -184,9 +177,7 @@ def test_a_wrong_attribute_is_named(what: str) -> None:
         ORDER_ENVELOPE.validate_json(raw)
 
 
-@pytest.mark.parametrize(
-    "attribute", ["id", "source", "type", "subject", "time", "dataschema", "orderversion", "data"]
-)
+@pytest.mark.parametrize("attribute", ["id", "source", "type", "subject", "time", "dataschema", "orderversion", "data"])
 def test_a_missing_attribute_is_named(attribute: str) -> None:
     sample = _sample()
     del sample[attribute]
