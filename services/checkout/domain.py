@@ -25,9 +25,7 @@ class Status(StrEnum):
 
 # Which state may follow which: the same table stands in the database as a trigger.
 TRANSITIONS: Mapping[Status, frozenset[Status]] = {
-    Status.PENDING: frozenset(
-        {Status.COMPLETED, Status.FAILED, Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION}
-    ),
+    Status.PENDING: frozenset({Status.COMPLETED, Status.FAILED, Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION}),
     Status.PAYMENT_UNKNOWN: frozenset({Status.COMPLETED, Status.FAILED, Status.REQUIRES_ACTION}),
     Status.REQUIRES_ACTION: frozenset({Status.COMPLETED, Status.FAILED, Status.EXPIRED}),
     Status.COMPLETED: frozenset({Status.CANCELLED}),
@@ -148,9 +146,7 @@ class Shelf:
     def shortages(self, lines: Sequence[Line]) -> list[Shortage]:
         """The lines that cannot be served from what is left."""
         return [
-            Shortage(line.sku, line.quantity, left)
-            for line in lines
-            if (left := self._left(line.sku)) < line.quantity
+            Shortage(line.sku, line.quantity, left) for line in lines if (left := self._left(line.sku)) < line.quantity
         ]
 
     def reserve(self, lines: Sequence[Line]) -> None:

@@ -31,14 +31,10 @@ log = structlog.get_logger()
 
 BATCH = 500  # events per transaction
 SWEEP_S = 1.0  # how often entries left open by others are looked for
-CLAIM_IDLE_MS = (
-    15_000  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
-)
+CLAIM_IDLE_MS = 15_000  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
 FORGET_IDLE_MS = 3_600_000
 REPORT_S = 0.25
-STUCK_S = (
-    3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
-)
+STUCK_S = 3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
 ADVANCE_LIMIT = 50_000
 CONTROL_S = 0.5
 
@@ -138,9 +134,7 @@ class PartitionConsumer(Loop):
 
     @override
     async def finish(self) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # Redis may be away; peers then claim after CLAIM_IDLE_MS instead
+        with contextlib.suppress(Exception):  # Redis may be away; peers then claim after CLAIM_IDLE_MS instead
             await self._streams.give_back(self._stream, self._service, self._name)
 
     async def _read(self) -> list[StreamEntry]:
@@ -184,7 +178,7 @@ class PartitionConsumer(Loop):
         self._swept_at = monotonic()
 
     async def adopt(self, settled: int) -> int:
-        """Take up entries behind `settled` that are in the stream but in nobody's hands (XGROUP DELCONSUMER drops them)."""
+        """Take up entries behind `settled` that are in nobody's hands (XGROUP DELCONSUMER drops what was open)."""
         if await self._gate.closed():
             return 0
         entries = await self._streams.read_range(self._stream, settled + 1, BATCH)
@@ -198,7 +192,7 @@ class PartitionConsumer(Loop):
         await self._discard_torn(entries)
 
     async def _discard_torn(self, entries: Sequence[StreamEntry]) -> None:
-        """Entries without an event were trimmed while open, or written by somebody else: the log has what belongs there."""
+        """Entries without an event were trimmed while open, or written by a stranger: the log has what belongs there."""
         for entry in (entry for entry in entries if entry.event is None):
             await self._streams.delete(self._stream, entry.id)
             await self._streams.ack(self._stream, self._service, [entry.id])
@@ -254,9 +248,7 @@ class Reporter(Loop):
 
     @override
     async def finish(self) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # only saves the relay a redelivery that the ledger would drop anyway
+        with contextlib.suppress(Exception):  # only saves the relay a redelivery that the ledger would drop anyway
             await self.run_once()
 
     async def _advance(self, settled: int) -> int:

@@ -1,6 +1,7 @@
 """The life of a delivery, without Redis: read the event, write the ledger row, run the handler, all in one transaction.
 
-A batch that fails is split until the culprit stands alone; only the culprit pays. Every delivery ends in one of the states of
+A batch that fails is split until the culprit stands alone; only the culprit pays. Every delivery ends in one of the
+states of
 `shared.bus.ledger.State`.
 """
 
@@ -98,7 +99,7 @@ class Deliverer:
             await self._attempt(batch, self._deliver_in)
 
     async def hand_over(self, arrivals: Sequence[Arrival]) -> None:
-        """Put redelivered events into the ledger without running them: the retry loop tries each with its attempt counted.
+        """Put redelivered events into the ledger without running them; the retry loop counts each attempt first.
 
         They may be here a second time because the first time killed the process.
         """
@@ -163,9 +164,7 @@ class Deliverer:
             raise  # nobody's fault here: the whole batch comes again, no attempt is spent
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is recorded with its event
             if is_infrastructure(error):
-                await (
-                    self.db.ping()
-                )  # raises when the database is away; when it answers, the event is to blame
+                await self.db.ping()  # raises when the database is away; when it answers, the event is to blame
             if len(batch) == 1:
                 await self._blame(batch[0], error)
                 return
@@ -202,9 +201,7 @@ class Deliverer:
         if isinstance(error, DeadEvent):
             await self._die(culprit.kept(), brief(error))
             return
-        log.warning(
-            "delivery failed", event_id=str(culprit.row.event_id), type=culprit.row.type, error=brief(error)
-        )
+        log.warning("delivery failed", event_id=str(culprit.row.event_id), type=culprit.row.type, error=brief(error))
         delay = self.backoff.delay_s(culprit.row.attempts, random.random())  # noqa: S311 - jitter
         if self.backoff.exhausted(culprit.row.attempts):
             await self._die(culprit.kept(), brief(error))
@@ -216,15 +213,11 @@ class Deliverer:
         if self.brake.tripped:
             # Most of the last deliveries died: the code is to blame, not the events. Keep this one, stop consuming.
             await self._store(replace(row, state=State.RETRYING, last_error=error, delay_s=60.0))
-            await self.db.run(
-                lambda c: self.ledger.set_control(c, paused=True, reason=f"brake: {error}", by="brake")
-            )
+            await self.db.run(lambda c: self.ledger.set_control(c, paused=True, reason=f"brake: {error}", by="brake"))
             log.error("brake: most of the last deliveries died, consuming is paused", error=error)
             return
         metrics.DELIVERIES.labels(State.DEAD).inc()
-        log.error(
-            "delivery is dead", event_id=str(row.event_id), type=row.type, subject=row.subject, error=error
-        )
+        log.error("delivery is dead", event_id=str(row.event_id), type=row.type, subject=row.subject, error=error)
         await self._store(replace(row, state=State.DEAD, last_error=error, delay_s=None))
 
     async def _store(self, row: Row) -> None:
@@ -232,9 +225,7 @@ class Deliverer:
 
         async def write(connection: AsyncConnection) -> None:
             if not await self.ledger.record(connection, [row]):
-                await self.ledger.fail(
-                    connection, row, row.state, row.last_error or "", row.delay_s, counted=True
-                )
+                await self.ledger.fail(connection, row, row.state, row.last_error or "", row.delay_s, counted=True)
 
         await self.db.run(write)
 

@@ -29,8 +29,8 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy import Uuid as UuidColumn
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
-from sqlalchemy.dialects.postgresql import UUID as PgUuid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,15 +68,11 @@ deliveries = Table(
     Column("event", Text, comment="the event itself, while it is not settled"),
     Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("settled_at", DateTime(timezone=True)),
-    CheckConstraint(
-        f"state IN ({', '.join(repr(str(state)) for state in State)})", name="deliveries_state_known"
-    ),
+    CheckConstraint(f"state IN ({', '.join(repr(str(state)) for state in State)})", name="deliveries_state_known"),
     Index("deliveries_position", "partition", "position"),
     Index("deliveries_subject", "subject"),
     Index("deliveries_due", "next_attempt_at", postgresql_where=text("state = 'retrying'")),
-    Index(
-        "deliveries_unsettled", "state", "subject", postgresql_where=text("state NOT IN ('done', 'ignored')")
-    ),
+    Index("deliveries_unsettled", "state", "subject", postgresql_where=text("state NOT IN ('done', 'ignored')")),
 )
 
 progress = Table(
@@ -149,7 +145,7 @@ _RECORD = text(
     RETURNING event_id
     """
 ).bindparams(
-    bindparam("ids", type_=ARRAY(PgUuid)),
+    bindparam("ids", type_=ARRAY(postgresql.UUID)),
     bindparam("partitions", type_=ARRAY(Integer)),
     bindparam("positions", type_=ARRAY(BigInteger)),
     bindparam("types", type_=ARRAY(Text)),
@@ -170,7 +166,7 @@ _BLOCKED = text(
 ).bindparams(bindparam("subjects", type_=ARRAY(Text)))
 
 _KNOWN = text("SELECT event_id FROM deliveries WHERE event_id = ANY(:ids)").bindparams(
-    bindparam("ids", type_=ARRAY(PgUuid))
+    bindparam("ids", type_=ARRAY(postgresql.UUID))
 )
 
 # Attempts are counted before the work: an event that kills the process has used one up each time.
@@ -194,7 +190,7 @@ _SETTLE = text(
     WHERE d.event_id = e.event_id AND d.attempts = e.attempts AND d.state = 'retrying'
     RETURNING d.event_id
     """
-).bindparams(bindparam("ids", type_=ARRAY(PgUuid)), bindparam("attempts", type_=ARRAY(Integer)))
+).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)), bindparam("attempts", type_=ARRAY(Integer)))
 
 _FAIL = text(
     """
@@ -223,7 +219,7 @@ _RESUME_PARKED = text(
     UPDATE deliveries SET state = 'retrying', attempts = 0, next_attempt_at = now(), last_error = NULL
     WHERE state = 'parked' AND event IS NOT NULL AND event_id = ANY(:ids)
     """
-).bindparams(bindparam("ids", type_=ARRAY(PgUuid)))
+).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)))
 
 # Positions are sorted and distinct, so `position - row number` is `settled` exactly as long as nothing is missing.
 _ADVANCE = text(
@@ -274,9 +270,7 @@ class Ledger:
         """Which of the orders have an event that is still to be tried."""
         return set((await connection.execute(_BLOCKED, {"subjects": list(subjects)})).scalars())
 
-    async def take(
-        self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int
-    ) -> list[Row]:
+    async def take(self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
         """Take due rows, counting the attempt: those never tried (`fresh`), or those that failed before."""
         rows = await connection.execute(_TAKE, {"fresh": fresh, "lease_s": lease_s, "limit": limit})
         return [
@@ -332,25 +326,19 @@ class Ledger:
 
     async def settled(self, connection: AsyncConnection, partition: int) -> int | None:
         """How far the ledger is known to be complete, or None when the service never read the partition."""
-        row = (
-            await connection.execute(progress.select().where(progress.c.partition == partition))
-        ).one_or_none()
+        row = (await connection.execute(progress.select().where(progress.c.partition == partition))).one_or_none()
         return row.settled if row else None
 
     async def begin(self, connection: AsyncConnection, partition: int, settled: int) -> None:
         """Start the partition behind `settled`, unless it was started before."""
         await connection.execute(
-            text(
-                "INSERT INTO progress (partition, settled) VALUES (:partition, :settled) ON CONFLICT DO NOTHING"
-            ),
+            text("INSERT INTO progress (partition, settled) VALUES (:partition, :settled) ON CONFLICT DO NOTHING"),
             {"partition": partition, "settled": settled},
         )
 
     async def advance(self, connection: AsyncConnection, partition: int, settled: int, limit: int) -> int:
         """Move `settled` over every position that has a row, without gaps; returns where it stands."""
-        moved = await connection.execute(
-            _ADVANCE, {"partition": partition, "settled": settled, "limit": limit}
-        )
+        moved = await connection.execute(_ADVANCE, {"partition": partition, "settled": settled, "limit": limit})
         return moved.scalar_one_or_none() or settled
 
     async def control(self, connection: AsyncConnection) -> Control:

@@ -167,14 +167,10 @@ class EventLog:
         by_partition: defaultdict[int, list[Envelope]] = defaultdict(list)
         for event in events:
             by_partition[self.partition_of(event.subject)].append(event)
-        for partition in sorted(
-            by_partition
-        ):  # the same order everywhere, so that two appenders cannot deadlock
+        for partition in sorted(by_partition):  # the same order everywhere, so that two appenders cannot deadlock
             await self._append_to(connection, partition, by_partition[partition])
 
-    async def _append_to(
-        self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]
-    ) -> None:
+    async def _append_to(self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]) -> None:
         rows = {
             "count": len(events),
             "partition": partition,
@@ -188,9 +184,7 @@ class EventLog:
             await connection.execute(_OPEN_PARTITION, {"partition": partition})
             await connection.execute(_APPEND, rows)
 
-    async def read(
-        self, connection: AsyncConnection, partition: int, after: int, limit: int
-    ) -> list[LogEntry]:
+    async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LogEntry]:
         """The next entries behind `after`, without gaps."""
         rows = await connection.execute(_READ, {"partition": partition, "after": after, "limit": limit})
         return [LogEntry(position, event) for position, event in rows]

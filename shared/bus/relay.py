@@ -1,8 +1,8 @@
 """The relay: takes events from the log to a service's stream and makes good whatever Redis loses.
 
-Think of TCP: a numbered log, a window in flight, cumulative acknowledgement (settled), retransmission. One invariant carries
-it: *every position in (settled, cursor] is in the stream*. Each pass checks it; when it does not hold, the stream is
-dropped, made anew from `settled` on, and published again. Consumers drop what they have already done.
+Think of TCP: a numbered log, a window in flight, cumulative acknowledgement (settled), retransmission. One
+invariant carries it: *every position in (settled, cursor] is in the stream*. Each pass checks it; when it does not
+hold, the stream is dropped, made anew from `settled` on, and published again. Consumers drop what they have done.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _LOOK = text(
     """
 )
 
-# SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work; no need to queue.
+# SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work; no need to
+# queue.
 # synchronous_commit off, for this transaction: a cursor or a settled that a crash takes back is published or mirrored
 # again, so waiting for the disk would buy nothing.
 _LOCK = text(
@@ -183,9 +184,7 @@ class Relay(Loop):
             return found
         return None
 
-    async def _publish(
-        self, connection: AsyncConnection, now: Subscription
-    ) -> tuple[Subscription, int, str | None]:
+    async def _publish(self, connection: AsyncConnection, now: Subscription) -> tuple[Subscription, int, str | None]:
         """Append the next entries; the third value names the loss that the guard found instead."""
         room = self._window - (now.cursor - now.settled)
         entries: list[LogEntry] = []
@@ -238,7 +237,7 @@ def _span(done: Pass) -> dict[str, int]:
 
 
 class Relays(Family):
-    """One relay per subscription and partition; follows the subscriptions table, so services come and go at run time."""
+    """One relay per subscription and partition; follows the table, so services come and go at run time."""
 
     def __init__(self, db: Database, event_log: EventLog, streams: Streams, window: int = WINDOW) -> None:
         """Start without relays; the first step reads the subscriptions."""

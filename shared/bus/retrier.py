@@ -25,7 +25,8 @@ FAILED_BATCH = 20
 class Retrier(Loop):
     """Runs what the ledger says is due.
 
-    Rows that were never tried go in batches; rows that failed before go one by one, so that what kills the process takes
+    Rows that were never tried go in batches; rows that failed before go one by one, so that what kills the process
+    takes
     nobody with it. Attempts are counted and committed before the work.
     """
 
@@ -65,9 +66,7 @@ class Retrier(Loop):
 
     async def _take(self, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
         ledger = self._deliverer.ledger
-        return await self._deliverer.db.run(
-            lambda c: ledger.take(c, fresh=fresh, lease_s=lease_s, limit=limit)
-        )
+        return await self._deliverer.db.run(lambda c: ledger.take(c, fresh=fresh, lease_s=lease_s, limit=limit))
 
     async def _try(self, rows: list[Row]) -> None:
         try:

@@ -29,7 +29,7 @@ class Backoff:
 
 
 class Brake:
-    """Stops dead-lettering when most of the last deliveries died: a bad deploy must not empty the stream into the dead."""
+    """Stops dead-lettering when most deliveries die: a bad deploy must not empty the stream into the dead."""
 
     def __init__(self, window: int = 100, limit: float = 0.5, at_least: int = 20) -> None:
         """Trip when more than `limit` of the last `window` outcomes (and at least `at_least` of them) were deaths."""

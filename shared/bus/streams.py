@@ -1,7 +1,9 @@
 """The streams: the only file that knows XADD and XREADGROUP.
 
-A stream `events:<service>:<partition>` holds the window of the log that the service has not settled yet. Its entries have
-explicit ids `<position>-0`, so publishing is idempotent on every Redis version: a repeat is equal or smaller and refused.
+A stream `events:<service>:<partition>` holds the window of the log that the service has not settled yet. Its entries
+have
+explicit ids `<position>-0`, so publishing is idempotent on every Redis version: a repeat is equal or smaller and
+refused.
 Redis may lose any of it at any time; whoever notices asks the relay's log, never Redis, what should be there.
 """
 
@@ -113,9 +115,7 @@ class Streams(Protocol):
         """Entries that no consumer of the group has had; waits up to about a second."""
         ...
 
-    async def read_own(
-        self, stream: str, group: str, consumer: str, after: str, count: int
-    ) -> list[StreamEntry]:
+    async def read_own(self, stream: str, group: str, consumer: str, after: str, count: int) -> list[StreamEntry]:
         """Entries that this consumer was given and has not acknowledged, behind the id `after`."""
         ...
 
@@ -123,9 +123,7 @@ class Streams(Protocol):
         """Entries from a position on, whoever they were given to."""
         ...
 
-    async def claim_idle(
-        self, stream: str, group: str, consumer: str, idle_ms: int, count: int
-    ) -> list[StreamEntry]:
+    async def claim_idle(self, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[StreamEntry]:
         """Take over entries that some consumer has not acknowledged for `idle_ms`."""
         ...
 
@@ -227,18 +225,14 @@ class RedisStreams:
         answer = await self._blocking.xreadgroup(group, consumer, {stream: ">"}, count=count, block=BLOCK_MS)
         return _entries_of(answer)
 
-    async def read_own(
-        self, stream: str, group: str, consumer: str, after: str, count: int
-    ) -> list[StreamEntry]:
+    async def read_own(self, stream: str, group: str, consumer: str, after: str, count: int) -> list[StreamEntry]:
         return _entries_of(await self._commands.xreadgroup(group, consumer, {stream: after}, count=count))
 
     async def read_range(self, stream: str, first: int, count: int) -> list[StreamEntry]:
         entries: Any = await self._commands.xrange(stream, f"{first}-0", "+", count=count)
         return [_entry(*item) for item in entries or ()]
 
-    async def claim_idle(
-        self, stream: str, group: str, consumer: str, idle_ms: int, count: int
-    ) -> list[StreamEntry]:
+    async def claim_idle(self, stream: str, group: str, consumer: str, idle_ms: int, count: int) -> list[StreamEntry]:
         claimed: list[StreamEntry] = []
         cursor = b"0-0"
         while True:
@@ -265,9 +259,7 @@ class RedisStreams:
         await self._commands.xgroup_delconsumer(stream, group, consumer)
 
     async def _open_ids(self, stream: str, group: str, consumer: str, first: str, count: int) -> list[str]:
-        entries: Any = await self._commands.xpending_range(
-            stream, group, first, "+", count, consumername=consumer
-        )
+        entries: Any = await self._commands.xpending_range(stream, group, first, "+", count, consumername=consumer)
         return [entry["message_id"].decode() for entry in entries]
 
     async def delete(self, stream: str, entry_id: str) -> None:

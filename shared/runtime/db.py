@@ -66,7 +66,7 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for single statements, each its own transaction: no BEGIN, no COMMIT, no round trips for them."""
+        """A connection for single statements, each its own transaction: no round trips for BEGIN and COMMIT."""
         async with self._autocommit.connect() as connection:
             yield connection
 

@@ -106,15 +106,11 @@ class GroupCommit(Loop, Generic[Command, Result]):
         if len(batch) == 1 or is_infrastructure(error):
             _fail(batch, error)
             return
-        log.warning(
-            "batch failed, each command runs alone", group=self.name, size=len(batch), error=brief(error)
-        )
+        log.warning("batch failed, each command runs alone", group=self.name, size=len(batch), error=brief(error))
         for item in batch:
             await self._run_batch([item])
 
-    async def _read_back(
-        self, batch: list[tuple[Command, asyncio.Future[Result]]], error: CommitUnknown
-    ) -> None:
+    async def _read_back(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: CommitUnknown) -> None:
         log.warning("commit unknown, reading back", group=self.name, size=len(batch))
         again = []
         for command, future in batch:

@@ -9,14 +9,10 @@ _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 # HTTP: requests by route template, never by path, so that ids do not become labels.
 HTTP_REQUESTS = Counter("orderstream_http_requests", "Requests answered", ("method", "route", "status"))
-HTTP_SECONDS = Histogram(
-    "orderstream_http_seconds", "Seconds from request to answer", ("route",), buckets=_FAST_S
-)
+HTTP_SECONDS = Histogram("orderstream_http_seconds", "Seconds from request to answer", ("route",), buckets=_FAST_S)
 
 # Loops
-LOOP_FAILURES = Counter(
-    "orderstream_loop_failures", "Steps of a background loop that failed", ("loop", "error")
-)
+LOOP_FAILURES = Counter("orderstream_loop_failures", "Steps of a background loop that failed", ("loop", "error"))
 LOOP_LAG = Gauge("orderstream_event_loop_lag_seconds", "How late the event loop wakes a sleeper")
 
 # Group commit
@@ -24,33 +20,23 @@ BATCH_SIZE = Histogram("orderstream_batch_size", "Commands per transaction", ("g
 
 # Checkout
 ORDERS = Counter("orderstream_orders", "Orders by what the client was told", ("outcome",))
-CHARGE_SECONDS = Histogram(
-    "orderstream_charge_seconds", "Seconds of a payment call", ("outcome",), buckets=_FAST_S
-)
+CHARGE_SECONDS = Histogram("orderstream_charge_seconds", "Seconds of a payment call", ("outcome",), buckets=_FAST_S)
 RECOVERED = Counter("orderstream_orders_recovered", "Orders that the recovery loop finished", ("status",))
 
 # Relay: one set per subscription and partition
 PUBLISHED = Counter("orderstream_relay_published", "Events published", ("service", "partition"))
-REBUILDS = Counter(
-    "orderstream_relay_rebuilds", "Streams rebuilt after a loss", ("service", "partition", "reason")
-)
-REFUSED_SETTLED = Counter(
-    "orderstream_relay_settled_refused", "Settled reports that cannot be true", ("service",)
-)
+REBUILDS = Counter("orderstream_relay_rebuilds", "Streams rebuilt after a loss", ("service", "partition", "reason"))
+REFUSED_SETTLED = Counter("orderstream_relay_settled_refused", "Settled reports that cannot be true", ("service",))
 LOG_HEAD = Gauge("orderstream_log_head", "Last position of the event log", ("partition",))
 CURSOR = Gauge("orderstream_relay_cursor", "Last position published", ("service", "partition"))
-SETTLED = Gauge(
-    "orderstream_relay_settled", "Every position up to this one is dealt with", ("service", "partition")
-)
+SETTLED = Gauge("orderstream_relay_settled", "Every position up to this one is dealt with", ("service", "partition"))
 
 # Consumer
 DELIVERIES = Counter("orderstream_deliveries", "Deliveries by outcome", ("outcome",))
 DUPLICATES = Counter("orderstream_deliveries_duplicate", "Deliveries that the ledger knew already")
 CLAIMED = Counter("orderstream_deliveries_claimed", "Entries taken over from another consumer")
 LEDGER = Gauge("orderstream_ledger_rows", "Deliveries that are not settled, by state", ("state",))
-OLDEST_UNSETTLED = Gauge(
-    "orderstream_oldest_unsettled_seconds", "Age of the oldest delivery that is not settled"
-)
+OLDEST_UNSETTLED = Gauge("orderstream_oldest_unsettled_seconds", "Age of the oldest delivery that is not settled")
 EFFECT_SECONDS = Histogram(
     "orderstream_commit_to_effect_seconds", "Seconds from the event's time to its effect", buckets=_FAST_S
 )

@@ -36,9 +36,7 @@ def run_from_environment(metadata: Sequence[MetaData], context: Any) -> None:  #
 
 async def upgrade(url: str, directory: Path) -> None:
     """Bring the database to the newest revision of the history in `directory`."""
-    await _with_connection(
-        url, lambda connection: command.upgrade(configuration(directory, connection), "head")
-    )
+    await _with_connection(url, lambda connection: command.upgrade(configuration(directory, connection), "head"))
 
 
 async def check(url: str, directory: Path) -> None:

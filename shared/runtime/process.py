@@ -112,9 +112,7 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
     try:
         listener.bind((host, port))
     except OSError as error:
-        stop(
-            f"{setting}: cannot listen on {host}:{port} ({error.strerror}); choose another port or stop its holder"
-        )
+        stop(f"{setting}: cannot listen on {host}:{port} ({error.strerror}); choose another port or stop its holder")
     listener.listen(BACKLOG)
     listener.setblocking(False)
     return listener

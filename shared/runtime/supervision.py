@@ -1,4 +1,4 @@
-"""Loops that live as long as the process, and the one task group in which they and the HTTP server live and die together."""
+"""Loops that live as long as the process, and how they and the HTTP server live and die together."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Loop(ABC):
 
 
 class Family(Loop):
-    """A loop that keeps one group of child loops per key running: partitions and subscriptions come and go at run time."""
+    """Keeps one group of child loops per key running: partitions and subscriptions come and go at run time."""
 
     idle_s = 1.0
 

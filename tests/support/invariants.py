@@ -27,7 +27,8 @@ CHECKOUT = {
         WHERE status NOT IN ('failed') GROUP BY 1, 2 HAVING count(*) > 1
     """,
     "I7 positions are dense": """
-        SELECT partition, count(*), max(e.position), h.position AS head FROM event_log e JOIN log_head h USING (partition)
+        SELECT partition, count(*), max(e.position), h.position AS head
+        FROM event_log e JOIN log_head h USING (partition)
         GROUP BY partition, h.position HAVING count(*) <> max(e.position) OR max(e.position) <> h.position
     """,
     "I7 every told transition is in the log, and nothing else": """
@@ -49,8 +50,12 @@ CHECKOUT = {
 }
 
 SERVICE = {
-    "I14 nothing is left to be done": "SELECT event_id, state, last_error FROM deliveries WHERE state NOT IN ('done', 'ignored')",
-    "I8 no event is recorded twice": "SELECT position, count(*) FROM deliveries GROUP BY partition, position HAVING count(*) > 1",
+    "I14 nothing is left to be done": """
+        SELECT event_id, state, last_error FROM deliveries WHERE state NOT IN ('done', 'ignored')
+    """,
+    "I8 no event is recorded twice": """
+        SELECT position, count(*) FROM deliveries GROUP BY partition, position HAVING count(*) > 1
+    """,
 }
 
 
@@ -103,7 +108,8 @@ async def _money(databases: Mapping[str, asyncpg.Connection], env: Mapping[str, 
     for item in await _ledger(env):
         if item["captured"] > item["refunded"]:
             captures.setdefault(item["order_id"], []).append(item)
-    orders = {row["id"]: row for row in await databases["checkout"].fetch("SELECT id, status, total, currency FROM orders")}
+    rows = await databases["checkout"].fetch("SELECT id, status, total, currency FROM orders")
+    orders = {row["id"]: row for row in rows}
     for order_id, items in captures.items():
         order = orders.get(order_id)
         if order is None or order["status"] != "completed":
@@ -138,13 +144,12 @@ async def _effects(databases: Mapping[str, asyncpg.Connection]) -> list[str]:
     fulfilled = sorted(row[0] for row in await databases["warehouse"].fetch("SELECT order_id FROM fulfilments"))
     if fulfilled != ids:
         found.append(f"I21 {len(fulfilled)} fulfilments of {len(ids)} orders")
-    mailed = sorted(
-        row[0]
-        for row in await databases["email"].fetch("SELECT order_id FROM messages WHERE kind = 'completed' AND status = 'sent'")
-    )
+    confirmations = "SELECT order_id FROM messages WHERE kind = 'completed' AND status = 'sent'"
+    mailed = sorted(row[0] for row in await databases["email"].fetch(confirmations))
     if mailed != ids:
         found.append(f"I13 {len(mailed)} confirmations sent for {len(ids)} orders")
-    sums = await databases["analytics"].fetch("SELECT currency, sum(gross)::bigint AS gross FROM sales_minutes GROUP BY 1")
+    gross_of = "SELECT currency, sum(gross)::bigint AS gross FROM sales_minutes GROUP BY 1"
+    sums = await databases["analytics"].fetch(gross_of)
     counted = {row["currency"]: row["gross"] for row in sums if row["gross"]}
     if counted != gross:
         found.append(f"I21 analytics has {json.dumps(counted)}, the orders come to {json.dumps(gross)}")

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import pytest
 from redis.asyncio import Redis
@@ -17,7 +17,7 @@ Fault = Callable[[], Awaitable[None]]
 
 
 async def test_two_thousand_orders_survive_three_flushes_and_four_kills(shop: Platform) -> None:
-    faults = [
+    faults: list[Fault] = [
         lambda: flush(shop),
         lambda: kill(shop, "email"),
         lambda: kill(shop, "analytics"),
@@ -67,7 +67,7 @@ async def load(shop: Platform, *, rate: float, count: int) -> History:
     )
 
 
-async def one_after_the_other(faults: list[Fault], pause_s: float) -> None:
+async def one_after_the_other(faults: Sequence[Fault], pause_s: float) -> None:
     for fault in faults:
         await asyncio.sleep(pause_s)
         await fault()

@@ -113,16 +113,12 @@ def key_in_use() -> Answer:
     """The first request with the key still runs."""
     detail = "the first request with this Idempotency-Key is still running; repeat this one in a moment"
     headers = {"Retry-After": "1"}
-    return problem(
-        409, "idempotency_key_in_use", "Idempotency-Key in use", detail, final=False, headers=headers
-    )
+    return problem(409, "idempotency_key_in_use", "Idempotency-Key in use", detail, final=False, headers=headers)
 
 
 def provider_unavailable(reason: str) -> Answer:
     """The charge certainly was not executed; stock and key are free again."""
-    detail = (
-        f"the payment provider cannot be reached ({reason}); nothing was charged, repeat with the same key"
-    )
+    detail = f"the payment provider cannot be reached ({reason}); nothing was charged, repeat with the same key"
     headers = {"Retry-After": "2"}
     title = "The payment provider is unavailable"
     return problem(503, "payment_provider_unavailable", title, detail, final=False, headers=headers)

@@ -132,11 +132,7 @@ class Checkout(Loop):
     async def _wait_for_first(self, command: PlaceOrder, stored: StoredAnswer) -> Answer:
         """Another process, or one that has died, came first with this key: wait for its answer, then say so."""
         deadline = monotonic() + KEY_WAIT_S
-        while (
-            stored.request_sha256 == command.request_sha256
-            and stored.status is None
-            and monotonic() < deadline
-        ):
+        while stored.request_sha256 == command.request_sha256 and stored.status is None and monotonic() < deadline:
             if (answer := await self._repeat(command, stored)).status != 409:  # noqa: PLR2004
                 return answer
             await self._clock.sleep(KEY_POLL_S)

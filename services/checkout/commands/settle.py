@@ -116,9 +116,7 @@ def _consequence(payment: Payment, outcome: Outcome) -> tuple[Status, Payment, b
             # Nothing happened and the client is asked to come again: no reason to write a mail.
             return Status.FAILED, replace(payment, status="not_executed"), False
         case RequiresAction(reference, secret):
-            waiting = replace(
-                payment, status="requires_action", provider_reference=reference, client_secret=secret
-            )
+            waiting = replace(payment, status="requires_action", provider_reference=reference, client_secret=secret)
             return Status.REQUIRES_ACTION, waiting, False
         case Unknown():
             return Status.PAYMENT_UNKNOWN, replace(payment, status="unknown"), False

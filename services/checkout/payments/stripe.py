@@ -71,9 +71,7 @@ class StripeProvider:
         """Nothing is sent before the first call. Call from inside the running event loop."""
         connector = TCPConnector(limit=connections, keepalive_timeout=30, ttl_dns_cache=30)
         # aiohttp's transport under httpx' interface: five to six times the calls per second of httpx' own.
-        transport = AiohttpTransport(
-            client=ClientSession(connector=connector, timeout=ClientTimeout(total=None))
-        )
+        transport = AiohttpTransport(client=ClientSession(connector=connector, timeout=ClientTimeout(total=None)))
         # Only httpx' own time-outs end a call: cancelling one from outside can leave its pool broken for good.
         timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
         headers = {
@@ -81,9 +79,7 @@ class StripeProvider:
             "Stripe-Version": API_VERSION,
             "User-Agent": "orderstream-checkout",
         }
-        self._http = httpx.AsyncClient(
-            base_url=base_url, headers=headers, transport=transport, timeout=timeout
-        )
+        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=timeout)
 
     async def charge(self, charge: Charge) -> Outcome:
         """Create and confirm a payment intent in one call."""
@@ -114,11 +110,7 @@ class StripeProvider:
             return Unknown(_reason(error))
         if found is None:
             return Unknown(f"look-up answered {answer.status_code}")
-        return (
-            _of_intent(charge, found[0])
-            if found
-            else NotExecuted("the provider knows no payment of this order")
-        )
+        return _of_intent(charge, found[0]) if found else NotExecuted("the provider knows no payment of this order")
 
     async def ping(self) -> None:
         """Any answer will do: what counts is that somebody is there."""
@@ -194,9 +186,7 @@ def _mismatch(charge: Charge, intent: _Intent) -> str | None:
         return "another order's payment"
     if intent.currency.upper() != charge.currency:
         return f"currency {intent.currency}, not {charge.currency}"
-    if intent.amount != charge.amount or (
-        intent.status == "succeeded" and intent.amount_received != charge.amount
-    ):
+    if intent.amount != charge.amount or (intent.status == "succeeded" and intent.amount_received != charge.amount):
         return f"amount {intent.amount_received} of {intent.amount}, not {charge.amount}"
     return None
 

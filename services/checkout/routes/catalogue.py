@@ -56,9 +56,7 @@ async def put(wired: Wired, caller: Writer, sku: str, request: ProductIn) -> Res
 
 
 @router.post("/{sku}/stock", summary="Receive or write off stock")
-async def adjust(
-    wired: Wired, caller: Writer, sku: str, request: StockIn, idempotency_key: Key = None
-) -> Response:
+async def adjust(wired: Wired, caller: Writer, sku: str, request: StockIn, idempotency_key: Key = None) -> Response:
     """Add `delta` units (negative: write off); never below zero."""
     key = parse_key(idempotency_key)
     command = AdjustStock(caller.tenant, key, fingerprint(request), sku, request.delta)

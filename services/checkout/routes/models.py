@@ -43,9 +43,7 @@ class AddressIn(_Strict):
     line1: Text
     line2: Text | None = None
     city: Text
-    postal_code: Annotated[
-        str, StringConstraints(min_length=1, max_length=20, pattern=r"^[^\x00-\x1f\x7f]*$")
-    ]
+    postal_code: Annotated[str, StringConstraints(min_length=1, max_length=20, pattern=r"^[^\x00-\x1f\x7f]*$")]
     region: Text | None = None
     country: Annotated[str, StringConstraints(pattern=r"^[A-Z]{2}$")]
 
@@ -105,18 +103,14 @@ def refuse_card_numbers(text: str) -> None:
     """Raise a 422 when anything in the text looks like a card number: it must not even be stored by mistake."""
     for match in _CARD.finditer(text):
         if _luhn(re.sub(r"[ -]", "", match[0])):
-            detail = (
-                "a field holds what looks like a card number; send a payment method's token, never a card"
-            )
+            detail = "a field holds what looks like a card number; send a payment method's token, never a card"
             raise Problem(422, "card_number_refused", "Card numbers are refused", detail)
 
 
 def parse_key(header: str | None) -> str:
     """The Idempotency-Key, bare or quoted; raises a 400 that says what is wrong with it."""
     if header is None or not header.strip():
-        detail = (
-            "send an Idempotency-Key header: a new one per order, the same one when you repeat the request"
-        )
+        detail = "send an Idempotency-Key header: a new one per order, the same one when you repeat the request"
         raise Problem(400, "idempotency_key_missing", "Idempotency-Key missing", detail)
     key = header.strip()
     if len(key) > 1 and key[0] == key[-1] == '"':

@@ -25,9 +25,7 @@ router = APIRouter(prefix="/v1/orders", tags=["orders"])
 
 Writer = Annotated[Principal, Depends(require("orders:write"))]
 Reader = Annotated[Principal, Depends(require("orders:read"))]
-Key = Annotated[
-    str | None, Header(alias="Idempotency-Key", description="1 to 255 printable ASCII characters")
-]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 255 printable ASCII characters")]
 
 
 @router.post("", status_code=201, summary="Place an order")
@@ -114,7 +112,5 @@ def response(answer: Answer) -> Response:
     body = json.loads(answer.body)
     standard = ("type", "title", "status", "detail", "code")
     members = {name: value for name, value in body.items() if name not in standard}
-    problem = Problem(
-        answer.status, body["code"], body["title"], body["detail"], headers=headers, members=members
-    )
+    problem = Problem(answer.status, body["code"], body["title"], body["detail"], headers=headers, members=members)
     return problem.response()

@@ -115,6 +115,4 @@ async def answer(connection: AsyncConnection, answers: Sequence[FinalAnswer]) ->
 
 async def free(connection: AsyncConnection, keys: Sequence[tuple[str, str]]) -> None:
     """Give keys back whose request came to nothing: the client may try again with the same one."""
-    await connection.execute(
-        _FREE, {"tenants": [tenant for tenant, _ in keys], "keys": [key for _, key in keys]}
-    )
+    await connection.execute(_FREE, {"tenants": [tenant for tenant, _ in keys], "keys": [key for _, key in keys]})

@@ -27,13 +27,9 @@ async def find(connection: AsyncConnection, sha256: bytes) -> KeyRow | None:
     return KeyRow(row.id, row.tenant_id, frozenset(row.scopes)) if row else None
 
 
-async def add(
-    connection: AsyncConnection, key_id: str, tenant: str, sha256: bytes, scopes: Sequence[str]
-) -> None:
+async def add(connection: AsyncConnection, key_id: str, tenant: str, sha256: bytes, scopes: Sequence[str]) -> None:
     """Add a key, and its tenant if it is new; a key that is there already stays as it is."""
-    await connection.execute(
-        text("INSERT INTO tenants (id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": tenant}
-    )
+    await connection.execute(text("INSERT INTO tenants (id) VALUES (:id) ON CONFLICT DO NOTHING"), {"id": tenant})
     await connection.execute(
         text(
             """

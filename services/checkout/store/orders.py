@@ -165,9 +165,7 @@ _TAKE_OVER = text(
 )
 
 
-async def insert(
-    connection: AsyncConnection, orders: Sequence[Order], lease_s: float, reservation_s: float
-) -> None:
+async def insert(connection: AsyncConnection, orders: Sequence[Order], lease_s: float, reservation_s: float) -> None:
     """Insert new orders with their lines and payment intents."""
     await connection.execute(
         _INSERT_ORDERS,

@@ -31,18 +31,14 @@ def _instant(name: str, *, nullable: bool = True) -> Column[object]:
     return Column(name, DateTime(timezone=True), nullable=nullable, server_default=default)
 
 
-tenants = Table(
-    "tenants", metadata, Column("id", Text, primary_key=True), _instant(_CREATED_AT, nullable=False)
-)
+tenants = Table("tenants", metadata, Column("id", Text, primary_key=True), _instant(_CREATED_AT, nullable=False))
 
 api_keys = Table(
     "api_keys",
     metadata,
     Column("id", Text, primary_key=True),
     Column("tenant_id", Text, ForeignKey("tenants.id"), nullable=False),
-    Column(
-        "sha256", LargeBinary, nullable=False, unique=True, comment="the key itself is kept by its owner only"
-    ),
+    Column("sha256", LargeBinary, nullable=False, unique=True, comment="the key itself is kept by its owner only"),
     Column("scopes", ARRAY(Text), nullable=False),
     _instant(_CREATED_AT, nullable=False),
     _instant("revoked_at"),
@@ -89,9 +85,7 @@ orders = Table(
     _instant("reserved_until"),
     _instant(_CREATED_AT, nullable=False),
     _instant("completed_at"),
-    CheckConstraint(
-        f"status IN ({', '.join(repr(str(status)) for status in Status)})", name="orders_status_known"
-    ),
+    CheckConstraint(f"status IN ({', '.join(repr(str(status)) for status in Status)})", name="orders_status_known"),
     CheckConstraint("0 <= refunded_total AND refunded_total <= total", name="orders_refunded_up_to_total"),
     Index("orders_of_tenant", "tenant_id", "id"),
     Index(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -132,17 +131,10 @@ class World:
 
     async def kill(self) -> None:
         """End what runs as kill -9 would: no clean-up."""
-        for loop, task in self.running:
-            while not task.done():
+        for _, task in self.running:
+            while not task.done():  # a database call may swallow a cancellation, and the loop goes on
                 task.cancel()
-                await asyncio.wait({task}, timeout=0.5)
-                if not task.done():
-                    import io
-                    f=io.StringIO(); task.print_stack(file=f); open('/tmp/probe/stuck.txt','a').write(loop.name+"\n"+f.getvalue())
-                    c=task.get_coro(); st=[]
-                    while c is not None and hasattr(c,'cr_frame'):
-                        st.append(f"{c.cr_frame.f_code.co_filename}:{c.cr_frame.f_lineno}" if c.cr_frame else str(c)); c=c.cr_await
-                    open('/tmp/probe/stuck.txt','a').write("\n".join(st)+f"\n{c}\n")
+                await asyncio.wait({task}, timeout=0.2)
         self.running.clear()
 
     async def scalar(self, sql: str) -> int:

@@ -8,13 +8,13 @@ from sqlalchemy import text
 from shared.bus.consumer import Gate
 from shared.bus.delivery import Arrival, Deliverer
 from shared.bus.retry import Backoff, Brake
-from shared.contracts.envelope import encode
+from shared.contracts.envelope import Envelope, encode
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_REFUNDED
 from shared.runtime.errors import DeadEvent, Outage
 from tests.integration.bus.conftest import STREAM, World, event, until
 
 
-def arrivals(*events: object, first: int = 1) -> list[Arrival]:
+def arrivals(*events: Envelope | bytes, first: int = 1) -> list[Arrival]:
     return [Arrival(0, first + n, one if isinstance(one, bytes) else encode(one)) for n, one in enumerate(events)]
 
 
@@ -144,7 +144,8 @@ async def test_parked_events_are_resumed_when_the_code_knows_them(world: World) 
     async with world.db.transaction() as connection:
         await connection.execute(
             text(
-                "INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event)"
+                "INSERT INTO deliveries"
+                " (event_id, partition, position, type, subject, order_version, state, attempts, event)"
                 " VALUES (:id, 0, 1, 'order.completed', :subject, 1, 'parked', 1, :event)"
             ),
             {"id": known.id, "subject": known.subject, "event": encode(known)},

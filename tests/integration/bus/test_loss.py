@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,8 @@ async def trim(world: World) -> None:
 
 
 async def delete_some(world: World) -> None:
-    ids = [entry[0] for entry in await world.redis.xrange(STREAM)]
+    entries: Any = await world.redis.xrange(STREAM)
+    ids = [entry[0] for entry in entries]
     if ids:
         await world.redis.xdel(STREAM, *ids[::2])
 
@@ -124,7 +126,8 @@ async def test_two_relays_of_one_subscription_publish_every_event_once(world: Wo
     await asyncio.gather(*(world.append(*(event() for _ in range(9))) for _ in range(20)))
     await until(lambda: published(world, 180))
 
-    ids = [entry[0] for entry in await world.redis.xrange(STREAM)]
+    entries: Any = await world.redis.xrange(STREAM)
+    ids = [entry[0] for entry in entries]
     assert ids == [f"{position}-0".encode() for position in range(1, 181)]
 
 

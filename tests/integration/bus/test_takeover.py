@@ -1,8 +1,12 @@
 """Who takes up what a dead, stopped or sleeping consumer left open."""
 
 import asyncio
+from functools import partial
+
+import pytest
 
 from shared.bus import consumer as consumer_module
+from shared.bus.retrier import Retrier
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 
 
@@ -18,7 +22,7 @@ async def test_a_restart_under_the_same_name_takes_up_its_own_entries_at_once(wo
     assert await world.effects() == (60, 60)
 
 
-async def test_a_peer_takes_over_what_a_dead_consumer_left_open(world: World, monkeypatch) -> None:
+async def test_a_peer_takes_over_what_a_dead_consumer_left_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumer_module, "CLAIM_IDLE_MS", 300)
     await world.append(*(event() for _ in range(20)))
     await world.relay().run_once()
@@ -58,7 +62,7 @@ async def test_a_consumer_with_nothing_open_is_forgotten_when_it_stops(world: Wo
 
 
 async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobody_with_it(world: World) -> None:
-    """Each round below is a process that dies in the middle of its transaction, as kill -9 or the OOM killer would do it."""
+    """Each round is a process that dies in the middle of its transaction, as the OOM killer would do it."""
     poison = event()
     others = [event() for _ in range(10)]
     await world.append(*others[:5], poison, *others[5:])
@@ -73,7 +77,7 @@ async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobo
         retrier = world.retrier()
         try:
             await asyncio.wait_for(replica.run_once(), 5)
-            await until(lambda: step(retrier), timeout_s=1.0)
+            await until(partial(step, retrier), timeout_s=1.0)
         except (Killed, TimeoutError):
             continue
 
@@ -81,7 +85,7 @@ async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobo
     assert await world.states() == {"done": 10, "dead": 1}
 
 
-async def step(retrier) -> bool:
+async def step(retrier: Retrier) -> bool:
     await retrier.run_once()
     return False
 

@@ -19,9 +19,11 @@ from sqlalchemy import text
 from services.checkout import app as checkout_app
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
+from services.checkout.store import keys
 from shared.runtime.db import Database
 from shared.runtime.migrations import upgrade
 from shared.runtime.process import Service
+from shared.web.auth import digest
 from tests.integration.sandboxes.programs import SECRET_KEY, Payments, payments_program, running_payments
 
 API_KEY = "demo-key"
@@ -59,7 +61,10 @@ class Shop:
 
     async def stock(self, sku: str) -> tuple[int, int, int]:
         """Available, reserved, sold."""
-        return await self.row("SELECT available, reserved, sold FROM products WHERE sku = :a", a=sku)
+        found: tuple[int, int, int] = await self.row(
+            "SELECT available, reserved, sold FROM products WHERE sku = :a", a=sku
+        )
+        return found
 
     async def row(self, sql: str, **values: object) -> Any:
         """One row, or one value when it has one column."""
@@ -72,11 +77,17 @@ class Shop:
         items = (await self.payments.http.get("/_sandbox/ledger")).json()["items"]
         return [item for item in items if item["order_id"] == order_id and item["captured"]]
 
+    async def client(self, tenant: str, api_key: str) -> None:
+        """Another client with a key of its own."""
+        async with self.db.transaction() as connection:
+            await keys.add(connection, f"key_{tenant}", tenant, digest(api_key), ["orders:write", "orders:read"])
+
     async def written(self) -> tuple[int, ...]:
         """How many rows there are that an order writes: a refused one must not change it."""
         tables = ("orders", "order_lines", "payments", "idempotency_keys", "order_transitions", "event_log")
         counts = ", ".join(f"(SELECT count(*) FROM {table})" for table in tables)
-        return await self.row(f"SELECT {counts}")
+        found: tuple[int, ...] = await self.row(f"SELECT {counts}")
+        return found
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -117,7 +128,7 @@ async def running(settings: CheckoutSettings, payments: Payments) -> AsyncIterat
         service = await checkout_app.build(settings, stack)
         loops = [*service.loops, *service.foundations]
         tasks = [asyncio.create_task(loop.run(), name=loop.name) for loop in loops]
-        transport = httpx.ASGITransport(app=service.http)  # type: ignore[arg-type]
+        transport = httpx.ASGITransport(app=service.http)
         async with httpx.AsyncClient(transport=transport, base_url="http://checkout", timeout=30) as http:
             wiring: Wiring = service.http.state.wiring  # type: ignore[attr-defined]
             yield Shop(http, wiring.db, payments, service, wiring)

@@ -47,9 +47,7 @@ async def test_white_space_and_member_order_do_not_make_another_body(shop: Shop)
 async def test_a_hundred_posts_at_once_with_one_key_make_one_order_and_get_one_answer(shop: Shop) -> None:
     await shop.product("ONCE", stock=1000)
 
-    answers = await asyncio.gather(
-        *(shop.order("at-once", lines=[{"sku": "ONCE", "quantity": 1}]) for _ in range(100))
-    )
+    answers = await asyncio.gather(*(shop.order("at-once", lines=[{"sku": "ONCE", "quantity": 1}]) for _ in range(100)))
 
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.text for answer in answers}) == 1
@@ -93,13 +91,7 @@ async def test_a_refused_request_leaves_its_key_free(shop: Shop) -> None:
 
 
 async def test_two_clients_may_use_the_same_key(shop: Shop) -> None:
-    insert = "INSERT INTO tenants (id) VALUES ('second') ON CONFLICT DO NOTHING RETURNING id"
-    await shop.row(insert)
-    digest = __import__("hashlib").sha256(b"second-key").digest()
-    await shop.row(
-        "INSERT INTO api_keys (id, tenant_id, sha256, scopes) VALUES ('key_2', 'second', :d, '{orders:write}') RETURNING id",
-        d=digest,
-    )
+    await shop.client("second", "second-key")
 
     first = await shop.order("shared")
     second = await shop.order("shared", api_key="second-key")

@@ -1,6 +1,7 @@
 """Placing an order: stock and money move together or not at all, and the answer is true."""
 
 import asyncio
+import signal
 
 from tests.integration.checkout.conftest import OPS_KEY, Shop, body
 
@@ -83,7 +84,7 @@ async def test_orders_with_the_same_products_in_any_order_do_not_deadlock(shop: 
 async def test_an_unreachable_provider_releases_the_stock_and_the_key(shop: Shop) -> None:
     """Connection refused is the one failure that is certain: nothing was charged."""
     await shop.product("LAMP", stock=3)
-    await shop.payments.program.end(__import__("signal").SIGKILL)
+    await shop.payments.program.end(signal.SIGKILL)
 
     refused = await shop.order("lamp-1", lines=[{"sku": "LAMP", "quantity": 3}])
     stock_meanwhile = await shop.stock("LAMP")
@@ -121,10 +122,7 @@ async def test_orders_are_listed_newest_first_page_by_page(shop: Shop) -> None:
 
 async def test_somebody_elses_order_a_missing_one_and_a_malformed_id_look_the_same(shop: Shop) -> None:
     mine = (await shop.order()).json()["id"]
-    await shop.row("INSERT INTO tenants (id) VALUES ('other') ON CONFLICT DO NOTHING RETURNING id")
-    digest = __import__("hashlib").sha256(b"other-key").digest()
-    insert = "INSERT INTO api_keys (id, tenant_id, sha256, scopes) VALUES ('key_o', 'other', :d, '{orders:read}') RETURNING id"
-    await shop.row(insert, d=digest)
+    await shop.client("other", "other-key")
 
     answers = [
         await shop.get(f"/v1/orders/{mine}", api_key="other-key"),

@@ -1,6 +1,7 @@
 """Unknown outcomes and dead processes: every order is finished without its client, and nobody is charged twice."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -68,14 +69,15 @@ async def test_an_order_of_a_process_that_died_is_finished_by_another(shop: Shop
 
     assert len(await shop.captures(command.order_id)) == 1
     assert await shop.stock(f"ORPHAN-{charged}") == (0, 0, 1)
-    cause = await shop.row("SELECT cause FROM order_transitions WHERE order_id = :id AND to_status = 'completed'", id=command.order_id)
+    query = "SELECT cause FROM order_transitions WHERE order_id = :id AND to_status = 'completed'"
+    cause = await shop.row(query, id=command.order_id)
     assert cause.startswith("recovery")
     stored = await shop.row("SELECT status FROM idempotency_keys WHERE key = :key", key=command.key)
     assert stored == 201
 
 
 async def test_a_process_that_slept_through_its_lease_changes_nothing_when_it_wakes(shop: Shop) -> None:
-    """The charge answers after the recovery has settled the order: the late settle finds another token and gives way."""
+    """The charge answers after the recovery has settled: the late settle finds another token and gives way."""
     command = placing("sleeper", "SKU-0002")
     placed = await shop.wiring.checkout._batches.submit(command)
 
@@ -111,9 +113,10 @@ def placing(key: str, sku: str) -> PlaceOrder:
         shipping_address=None,
         metadata={},
         expected_total=None,
-        at=__import__("datetime").datetime.now(__import__("datetime").UTC),
+        at=datetime.now(UTC),
     )
 
 
 async def status_is(shop: Shop, order_id: str, status: str) -> bool:
-    return (await shop.get(f"/v1/orders/{order_id}")).json()["status"] == status
+    found: str = (await shop.get(f"/v1/orders/{order_id}")).json()["status"]
+    return found == status

@@ -80,9 +80,7 @@ def upgrade() -> None:
             "status IN ('pending', 'payment_unknown', 'requires_action', 'completed', 'failed', 'expired', 'cancelled')",
             name="orders_status_known",
         ),
-        sa.CheckConstraint(
-            "0 <= refunded_total AND refunded_total <= total", name="orders_refunded_up_to_total"
-        ),
+        sa.CheckConstraint("0 <= refunded_total AND refunded_total <= total", name="orders_refunded_up_to_total"),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("orders_of_tenant", "orders", ["tenant_id", "id"], unique=False)
@@ -104,9 +102,7 @@ def upgrade() -> None:
         sa.Column("sold", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("received", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.CheckConstraint("available + reserved + sold = received", name="products_stock_conserved"),
-        sa.CheckConstraint(
-            "available >= 0 AND reserved >= 0 AND sold >= 0", name="products_stock_not_negative"
-        ),
+        sa.CheckConstraint("available >= 0 AND reserved >= 0 AND sold >= 0", name="products_stock_not_negative"),
         sa.CheckConstraint("unit_price >= 0", name="products_price_not_negative"),
         sa.PrimaryKeyConstraint("sku"),
     )
@@ -120,9 +116,7 @@ def upgrade() -> None:
         "api_keys",
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("tenant_id", sa.Text(), nullable=False),
-        sa.Column(
-            "sha256", sa.LargeBinary(), nullable=False, comment="the key itself is kept by its owner only"
-        ),
+        sa.Column("sha256", sa.LargeBinary(), nullable=False, comment="the key itself is kept by its owner only"),
         sa.Column("scopes", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
