@@ -62,7 +62,7 @@ def fact_of(order_id: str, version: int, order: OrderState) -> Fact:
         refunded_total=order.refunded_total,
         created_at=order.created_at,
         completed_at=order.completed_at,
-        lines=tuple(LineFact(line.sku, line.quantity, line.subtotal) for line in order.lines),
+        lines=tuple([LineFact(line.sku, line.quantity, line.subtotal) for line in order.lines]),
     )
 
 
