@@ -36,6 +36,4 @@ def load(run_dir: Path) -> Credentials:
     try:
         return Credentials(**json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
-        raise PlatformError(
-            f"{path} is damaged: make reset deletes it and the data it belongs to."
-        ) from error
+        raise PlatformError(f"{path} is damaged: make reset deletes it and the data it belongs to.") from error

@@ -50,9 +50,7 @@ async def drop(url: str) -> list[str]:
 
 async def connect(url: str) -> asyncpg.Connection:
     try:
-        return await asyncpg.connect(
-            url, timeout=10, server_settings={"application_name": "orderstream-local"}
-        )
+        return await asyncpg.connect(url, timeout=10, server_settings={"application_name": "orderstream-local"})
     except (OSError, asyncpg.PostgresError, ValueError) as error:
         message = f"Cannot connect to Postgres ({error or type(error).__name__}): check POSTGRES_URL."
         raise PlatformError(message) from error

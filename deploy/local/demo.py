@@ -29,9 +29,7 @@ def show(settings: Settings) -> None:
     try:
         asyncio.run(_show(read_environment(path)))
     except httpx.HTTPError as error:
-        raise PlatformError(
-            f"The platform does not answer ({error!r}): see make status and the logs."
-        ) from error
+        raise PlatformError(f"The platform does not answer ({error!r}): see make status and the logs.") from error
 
 
 def read_environment(path: Path) -> dict[str, str]:
@@ -77,9 +75,7 @@ async def _place(client: httpx.AsyncClient, env: dict[str, str]) -> dict[str, An
     began = time.monotonic()
     response = await client.post(f"{env['CHECKOUT_URL']}/v1/orders", json=body, headers=headers)
     spent_ms = (time.monotonic() - began) * 1000
-    print(
-        f"{response.status_code} after {spent_ms:.0f} ms\n{json.dumps(response.json(), indent=2)}", flush=True
-    )
+    print(f"{response.status_code} after {spent_ms:.0f} ms\n{json.dumps(response.json(), indent=2)}", flush=True)
     if response.status_code != httpx.codes.CREATED:
         raise PlatformError("The order was not completed: its answer above says why.")
     order: dict[str, Any] = response.json()

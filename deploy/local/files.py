@@ -17,9 +17,7 @@ def prepare_folder(run_dir: Path) -> None:
         write(run_dir / "writable", "")
         (run_dir / "writable").unlink()
     except OSError as error:
-        raise PlatformError(
-            f"Cannot write to {run_dir} ({error.strerror}): set RUN_DIR to another folder."
-        ) from error
+        raise PlatformError(f"Cannot write to {run_dir} ({error.strerror}): set RUN_DIR to another folder.") from error
 
 
 def write(path: Path, text: str, mode: int = PRIVATE) -> None:

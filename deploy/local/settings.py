@@ -80,7 +80,5 @@ def _port_base(text: str) -> int:
 def _address(environment: Mapping[str, str], name: str, *schemes: str) -> str:
     value = environment.get(name, "")
     if value and urlsplit(value).scheme not in schemes:
-        raise PlatformError(
-            f"{name} does not begin with {schemes[0]}://: correct it, or unset it to use ours."
-        )
+        raise PlatformError(f"{name} does not begin with {schemes[0]}://: correct it, or unset it to use ours.")
     return value

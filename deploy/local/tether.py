@@ -1,7 +1,7 @@
-"""Become another program that dies with its parent: `python tether.py PARENT SIGNAL USER COMMAND…`.
+"""Become another program that dies with its parent: `python tether.py PARENT SIGNAL USER NICE COMMAND…`.
 
 The parent-death signal is lost when a process changes its user or namespace, so it is set here, as the last
-step before the program starts. USER is `-`, or whom to become first. It is run by its path alone.
+step before the program starts. USER is `-`, or whom to become first; NICE is added to the priority number. It is run by its path alone.
 """
 
 import ctypes
@@ -14,7 +14,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    parent, number, user, *command = sys.argv[1:]
+    parent, number, user, nice, *command = sys.argv[1:]
+    os.nice(int(nice))
     if user != "-":
         _become(pwd.getpwnam(user))
     if sys.platform == "linux":

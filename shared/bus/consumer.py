@@ -192,7 +192,7 @@ class PartitionConsumer(Loop):
         await self._discard_torn(entries)
 
     async def _discard_torn(self, entries: Sequence[StreamEntry]) -> None:
-        """Entries without an event were trimmed while open, or written by a stranger: the log has what belongs there."""
+        """Entries without an event were trimmed while open or written by a stranger; the log has what belongs there."""
         for entry in (entry for entry in entries if entry.event is None):
             await self._streams.delete(self._stream, entry.id)
             await self._streams.ack(self._stream, self._service, [entry.id])

@@ -110,5 +110,5 @@ async def all_ready(platform: Platform) -> bool:
 async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 30.0) -> None:
     """Other processes send no signal here: look until it is so, or until the time is up."""
     async with asyncio.timeout(timeout_s):
-        while not await condition():  # noqa: ASYNC110
+        while not await condition():
             await asyncio.sleep(0.05)

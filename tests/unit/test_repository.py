@@ -23,9 +23,7 @@ MAY_HAVE = {"__init__", "handlers", "commands", "payments", "mailer", "templates
 def test_the_standard_librarys_email_is_not_hidden_by_the_service_of_that_name() -> None:
     program = "import email, email.message, services.email; print(email.__file__)"
 
-    found = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert Path(found).parent.parent == Path(ast.__file__).parent
 
@@ -82,8 +80,7 @@ def test_files_and_functions_stay_small() -> None:
         for path in _sources("shared", "services", "deploy", "tests")
         for function in _functions(path)
         # A revision is one list of statements, however long.
-        if "migrations" not in path.parts
-        and (function.end_lineno or 0) - function.lineno >= MAX_FUNCTION_LINES
+        if "migrations" not in path.parts and (function.end_lineno or 0) - function.lineno >= MAX_FUNCTION_LINES
     ]
 
     assert too_long == []

@@ -17,10 +17,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if (
-            scope["method"] not in SAFE_METHODS
-            and Headers(scope=scope).get("sec-fetch-site") not in OWN_SITES
-        ):
+        if scope["method"] not in SAFE_METHODS and Headers(scope=scope).get("sec-fetch-site") not in OWN_SITES:
             await PlainTextResponse("refused: sent by another site's page", 403)(scope, receive, send)
             return
 

@@ -73,9 +73,7 @@ class Connection(SMTP):
     line_length_limit = MAX_MAIL_BYTES
 
     def __init__(self, receiver: Receiver, faults: FaultPlan) -> None:
-        super().__init__(
-            receiver, data_size_limit=MAX_MAIL_BYTES, enable_SMTPUTF8=True, hostname="mail.sandbox"
-        )
+        super().__init__(receiver, data_size_limit=MAX_MAIL_BYTES, enable_SMTPUTF8=True, hostname="mail.sandbox")
         self._faults = faults
 
     @override
@@ -125,8 +123,6 @@ def unstuff(raw: bytes) -> bytes:
 
 
 async def listen(host: str, port: int, store: Store, faults: FaultPlan) -> asyncio.Server:
-    logging.getLogger("mail.log").setLevel(
-        logging.ERROR
-    )  # aiosmtpd tells every command of every mail otherwise
+    logging.getLogger("mail.log").setLevel(logging.ERROR)  # aiosmtpd tells every command of every mail otherwise
     receiver = Receiver(store, faults)
     return await asyncio.get_running_loop().create_server(lambda: Connection(receiver, faults), host, port)

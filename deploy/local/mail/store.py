@@ -80,9 +80,7 @@ class Store:
         found = self._mails[at] if at < len(self._mails) else None
         return found if found is not None and found.id == mail_id else None
 
-    def find(
-        self, to: str | None, message_id: str | None, limit: int, before: Mail | None
-    ) -> tuple[list[Mail], bool]:
+    def find(self, to: str | None, message_id: str | None, limit: int, before: Mail | None) -> tuple[list[Mail], bool]:
         """Newest first, from the mail before `before`, and whether there are more."""
         mails = self._matching(to, message_id)
         end = len(mails) if before is None else bisect_left(mails, before.number, key=_number)

@@ -65,9 +65,7 @@ class Api:
     def _authenticate(self, headers: dict[bytes, bytes]) -> None:
         given = headers.get(b"authorization", b"")
         if not given:
-            raise Unauthorized(
-                "You did not provide an API key: send it as `Authorization: Bearer <secret key>`."
-            )
+            raise Unauthorized("You did not provide an API key: send it as `Authorization: Bearer <secret key>`.")
         if not any(hmac.compare_digest(given, accepted) for accepted in self._accepted):
             raise Unauthorized("Invalid API Key provided.")
 
@@ -85,9 +83,7 @@ class Api:
         call.claim = Claim(key.decode("latin-1"), sys.intern(path), fingerprint(pairs))
         return await self._run_once(operation, call, scope, receive)
 
-    async def _run_once(
-        self, operation: Operation, call: Call, scope: Scope, receive: Receive
-    ) -> Answer | None:
+    async def _run_once(self, operation: Operation, call: Call, scope: Scope, receive: Receive) -> Answer | None:
         assert call.claim is not None  # noqa: S101 - for the type checker
         stored = self._ledger.stored_answer(call.claim)
         if stored is not None:

@@ -74,9 +74,7 @@ class Control:
         if outcome not in ("complete", "fail"):
             return JSONResponse({"error": 'send {"outcome": "complete"} or {"outcome": "fail"}'}, 422)
         try:
-            intent = finish_challenge(
-                self._ledger, request.path_params["intent"], passed=outcome == "complete"
-            )
+            intent = finish_challenge(self._ledger, request.path_params["intent"], passed=outcome == "complete")
         except StripeError as error:
             return Response(error.body(), error.status, media_type="application/json")
         return JSONResponse(intents.render(intent))

@@ -8,9 +8,7 @@ from deploy.local.payments.form import Pairs
 from deploy.local.payments.journal import Span
 
 MAX_KEY_CHARACTERS = 255
-KEPT_SECONDS = (
-    24 * 3600
-)  # Stripe may forget a key after 24 hours; the sandbox does, so that nobody relies on more
+KEPT_SECONDS = 24 * 3600  # Stripe may forget a key after 24 hours; the sandbox does, so that nobody relies on more
 
 
 class Claim(NamedTuple):

@@ -71,9 +71,7 @@ def evolve(intent: Intent) -> Intent:
     return copy.copy(intent)
 
 
-def confirm(
-    intent: Intent, *, challengeable: bool, unlucky: bool, challenge_url: str, return_url: str | None
-) -> None:
+def confirm(intent: Intent, *, challengeable: bool, unlucky: bool, challenge_url: str, return_url: str | None) -> None:
     """Try to take the money; `unlucky` is a decline that the fault settings ask for."""
     require_state(intent, CONFIRMABLE, "confirm")
     if intent.payment_method is None:

@@ -82,9 +82,7 @@ class Journal:
         try:
             record: dict[str, Any] = json.loads(raw)
         except ValueError as error:
-            raise JournalError(
-                f"{self.path} line {number} is not JSON: restore or remove the file"
-            ) from error
+            raise JournalError(f"{self.path} line {number} is not JSON: restore or remove the file") from error
         return record
 
     def close(self) -> None:

@@ -105,9 +105,7 @@ class Ledger:
 
     def forget_keys(self) -> int:
         """As if 24 hours had passed since the last request: every key is free again."""
-        self._journal.append(
-            encode({"op": "forget", "at": int(self.clock()), "ol": 4, "bl": 4}), b"null", b"null"
-        )
+        self._journal.append(encode({"op": "forget", "at": int(self.clock()), "ol": 4, "bl": 4}), b"null", b"null")
         return self.keys.forget_all()
 
     def record_delivered(self, event_ids: list[str]) -> None:
@@ -198,6 +196,4 @@ class Ledger:
             self.keys.store(claim, record["status"], answer, at)
         if "event" in record:
             subject = record["body"]["id"] if record["op"] == "refund" else record["object"]["id"]
-            self._put_event(
-                Event(record["event"], record["type"], subject, at, record.get("key"), line.object)
-            )
+            self._put_event(Event(record["event"], record["type"], subject, at, record.get("key"), line.object))

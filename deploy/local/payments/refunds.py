@@ -22,9 +22,7 @@ class Refund:
     metadata: tuple[tuple[str, str], ...]
 
 
-def new_refund(
-    intent: Intent, amount: int | None, reason: str | None, metadata: dict[str, str], now: float
-) -> Refund:
+def new_refund(intent: Intent, amount: int | None, reason: str | None, metadata: dict[str, str], now: float) -> Refund:
     """`amount` None refunds all that is left."""
     left = _refundable(intent)
     wanted = left if amount is None else amount
@@ -52,9 +50,7 @@ def _refundable(intent: Intent) -> int:
         raise InvalidRequest(message, code="charge_not_refundable", param="payment_intent")
     left = intent.captured - intent.refunded
     if left == 0:
-        raise InvalidRequest(
-            f"Charge {intent.charge} has already been refunded.", code="charge_already_refunded"
-        )
+        raise InvalidRequest(f"Charge {intent.charge} has already been refunded.", code="charge_already_refunded")
     return left
 
 

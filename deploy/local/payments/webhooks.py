@@ -56,9 +56,7 @@ class Webhooks:
         """Until cancelled."""
         async with AsyncExitStack() as stack:
             transport = AiohttpTransport()
-            client = await stack.enter_async_context(
-                httpx.AsyncClient(transport=transport, timeout=TIMEOUT_SECONDS)
-            )
+            client = await stack.enter_async_context(httpx.AsyncClient(transport=transport, timeout=TIMEOUT_SECONDS))
             stack.callback(self._note_delivered)
             await asyncio.gather(*(self._send_all(client) for _ in range(SENDERS)))
 

@@ -93,6 +93,4 @@ class Website:
 
 def _typed(fields: Pairs) -> dict[str, float | int]:
     """A form sends text only; what was left empty is left out."""
-    return {
-        name: int(value) if name in WHOLE_NUMBERS else float(value) for name, value in fields if value.strip()
-    }
+    return {name: int(value) if name in WHOLE_NUMBERS else float(value) for name, value in fields if value.strip()}

@@ -1,4 +1,4 @@
-"""Place: claim the idempotency key, price, reserve all lines or none, write order and payment intent. One transaction."""
+"""Place: claim the key, price, reserve all lines or none, write order and payment intent, in one transaction."""
 
 from __future__ import annotations
 

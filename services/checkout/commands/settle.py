@@ -1,4 +1,4 @@
-"""Settle: record what came of the charge, sell or release the stock, append the event, store the answer. One transaction."""
+"""Settle: record the charge's outcome, sell or release, append the event, store the answer, in one transaction."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def move(connection: AsyncConnection, commands: Mapping[int, Settle]) -> d
     if not commands:
         return {}
     changes = {n: command.change for n, command in commands.items()}
-    # An order settled twice in one batch (a slow call and its recovery): the first one wins, as it would in two batches.
+    # An order settled twice in one batch (a slow call and its recovery): the first wins, as it would in two batches.
     first = {change.before.id: n for n, change in reversed([*changes.items()])}
     done = await orders.move(connection, [changes[n] for n in first.values()])
     return {n: changes[n] for order_id, n in first.items() if order_id in done}

@@ -5,15 +5,31 @@ https://docs.stripe.com/api/idempotent_requests, https://docs.stripe.com/error-l
 
 from __future__ import annotations
 
+import asyncio
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated
 from urllib.parse import urlencode
 
 import httpx
 import structlog
-from aiohttp import ClientConnectorError, ClientSession, ClientTimeout, ConnectionTimeoutError, TCPConnector
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientTimeout,
+    ConnectionTimeoutError,
+    TCPConnector,
+)
 from httpx_aiohttp import AiohttpTransport
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
 
 from services.checkout.payments.port import (
     Captured,
@@ -33,31 +49,70 @@ OK = 200
 DECLINED = 402
 LOCKED = 409
 TOO_MANY = 429
+# The transport translates most of aiohttp's errors into httpx' own, but not all of them.
+FAILURES = (httpx.HTTPError, ClientError, OSError, ValueError)
+
+
+# What a provider says is untrusted input, and some of it is stored: short, and nothing that Postgres cannot keep.
+Word = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
+
+
+def _or_none(value: object, validate: ValidatorFunctionWrapHandler) -> str | None:
+    """What only explains a certain answer is dropped when it cannot be read; the answer stays certain."""
+    try:
+        text: str | None = validate(value)
+    except ValidationError:
+        return None
+    return text
+
+
+Hint = Annotated[Word | None, WrapValidator(_or_none)]
 
 
 class _Intent(BaseModel):
-    """What is believed of a payment intent: strict, because a provider's answer is untrusted input."""
+    """What is believed of a payment intent."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    id: str = Field(min_length=1, max_length=255)
-    status: str
+    id: Word
+    status: Word
     amount: int
     amount_received: int = 0
-    currency: str
+    currency: Word
     metadata: dict[str, str]
-    client_secret: str | None = None
-    last_payment_error: dict[str, Any] | None = None
+    client_secret: Word | None = None
+    last_payment_error: _Cause | None = None
 
 
-class _Error(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+class _Cause(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
 
-    type: str
-    code: str | None = None
-    decline_code: str | None = None
+    code: Hint = None
+    decline_code: Hint = None
+
+
+class _Reference(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    id: Hint = None
+
+
+class _Error(_Cause):
+    type: Word
     message: str = ""
-    payment_intent: dict[str, Any] | None = None
+    payment_intent: _Reference | None = None
+
+
+class _Failure(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    error: _Error
+
+
+class _Search(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    data: list[object]
 
 
 class StripeProvider:
@@ -69,17 +124,20 @@ class StripeProvider:
         self, base_url: str, secret_key: str, *, timeout_s: float, connect_timeout_s: float, connections: int
     ) -> None:
         """Nothing is sent before the first call. Call from inside the running event loop."""
-        connector = TCPConnector(limit=connections, keepalive_timeout=30, ttl_dns_cache=30)
-        # aiohttp's transport under httpx' interface: five to six times the calls per second of httpx' own.
-        transport = AiohttpTransport(client=ClientSession(connector=connector, timeout=ClientTimeout(total=None)))
-        # Only httpx' own time-outs end a call: cancelling one from outside can leave its pool broken for good.
-        timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
-        headers = {
+        connector = TCPConnector(limit=connections, keepalive_timeout=15, ttl_dns_cache=30)
+        session = ClientSession(connector=connector, timeout=ClientTimeout(total=None))
+        # httpx' requests and responses over aiohttp's connections, without httpx' client in between: there are no
+        # redirects, cookies or auth flows here, and it would double the cost of a call.
+        self._transport = AiohttpTransport(client=session)
+        self._base_url = httpx.URL(base_url)
+        self._longest_s = connect_timeout_s + timeout_s
+        self._headers = {
             "Authorization": f"Bearer {secret_key}",
             "Stripe-Version": API_VERSION,
             "User-Agent": "orderstream-checkout",
         }
-        self._http = httpx.AsyncClient(base_url=base_url, headers=headers, transport=transport, timeout=timeout)
+        timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
+        self._extensions = {"timeout": timeout.as_dict()}
 
     async def charge(self, charge: Charge) -> Outcome:
         """Create and confirm a payment intent in one call."""
@@ -93,35 +151,55 @@ class StripeProvider:
             "metadata[order_id]": charge.order_id,
             "metadata[tenant]": charge.tenant,
         }
-        headers = {"Idempotency-Key": charge.key, "Content-Type": "application/x-www-form-urlencoded"}
         try:
-            answer = await self._http.post("/v1/payment_intents", content=urlencode(form), headers=headers)
-        except httpx.HTTPError as error:
+            status, headers, body = await self._call("POST", "/v1/payment_intents", form=form, key=charge.key)
+        except FAILURES as error:
             return NotExecuted(_reason(error)) if _never_sent(error) else Unknown(_reason(error))
-        return _outcome(charge, answer)
+        return _outcome(charge, status, headers, body)
 
     async def look_up(self, charge: Charge) -> Outcome:
         """Search for the order's payment intent."""
-        query = {"query": f"metadata['order_id']:'{charge.order_id}'"}
+        query = urlencode({"query": f"metadata['order_id']:'{charge.order_id}'"})
         try:
-            answer = await self._http.get("/v1/payment_intents/search", params=query)
-            found = answer.json()["data"] if answer.status_code == OK else None
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            status, _, body = await self._call("GET", f"/v1/payment_intents/search?{query}")
+        except FAILURES as error:
             return Unknown(_reason(error))
+        found = _found(body) if status == OK else None
         if found is None:
-            return Unknown(f"look-up answered {answer.status_code}")
+            return Unknown(f"look-up answered {status}")
         return _of_intent(charge, found[0]) if found else NotExecuted("the provider knows no payment of this order")
 
     async def ping(self) -> None:
         """Any answer will do: what counts is that somebody is there."""
-        await self._http.get("/v1/payment_intents", params={"limit": "1"})
+        await self._call("GET", "/v1/payment_intents?limit=1")
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._http.aclose()
+        await self._transport.aclose()
+
+    async def _call(
+        self, method: str, path: str, *, form: Mapping[str, str] | None = None, key: str | None = None
+    ) -> tuple[int, httpx.Headers, object]:
+        """Status, headers and JSON body (None when it is none). Raises one of `FAILURES`."""
+        headers = self._headers | ({"Idempotency-Key": key} if key else {})
+        content = None
+        if form is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
+            content = urlencode(form)
+        request = httpx.Request(
+            method, self._base_url.join(path), headers=headers, content=content, extensions=self._extensions
+        )
+        # httpx' time-outs count per read: an answer that drips would never end. Cancelling is safe on this transport,
+        # which closes the connection (with httpx' own pool it is not).
+        async with asyncio.timeout(self._longest_s):
+            answer = await self._transport.handle_async_request(request)
+            try:
+                return answer.status_code, answer.headers, _json(await answer.aread())
+            finally:
+                await answer.aclose()
 
 
-def _never_sent(error: httpx.HTTPError) -> bool:
+def _never_sent(error: Exception) -> bool:
     """Whether not a byte of the request has left: the one failure of the network that is certain.
 
     httpx' own class does not tell: the aiohttp transport calls a connection that was reset after sending a
@@ -132,21 +210,21 @@ def _never_sent(error: httpx.HTTPError) -> bool:
     return isinstance(error.__cause__, ClientConnectorError | ConnectionTimeoutError)
 
 
-def _outcome(charge: Charge, answer: httpx.Response) -> Outcome:
-    if answer.status_code == OK:
-        return _of_intent(charge, _json(answer))
-    error = _error_of(answer)
-    if answer.status_code == TOO_MANY:
-        return NotExecuted("the provider answered 429", _retry_after_s(answer))
-    if answer.status_code == LOCKED or answer.status_code >= 500:  # noqa: PLR2004 - the class of server errors
+def _outcome(charge: Charge, status: int, headers: httpx.Headers, body: object) -> Outcome:
+    if status == OK:
+        return _of_intent(charge, body)
+    if status == TOO_MANY:
+        return NotExecuted("the provider answered 429", _retry_after_s(headers))
+    if status == LOCKED or status >= 500:  # noqa: PLR2004 - the class of server errors
         # 409: this call did nothing, but another one with the same key is at work, and that one may.
-        return Unknown(f"the provider answered {answer.status_code}")
+        return Unknown(f"the provider answered {status}")
+    error = _error_of(body)
     if error is None:
-        return Unknown(f"the provider answered {answer.status_code} without a reason")
-    if answer.status_code == DECLINED:
-        reference = (error.payment_intent or {}).get("id")
+        return Unknown(f"the provider answered {status} without a reason")
+    if status == DECLINED:
+        reference = error.payment_intent.id if error.payment_intent else None
         return Declined(error.decline_code or error.code or "declined", reference)
-    return _of_refusal(answer.status_code, error)
+    return _of_refusal(status, error)
 
 
 def _of_refusal(status: int, error: _Error) -> Outcome:
@@ -175,8 +253,8 @@ def _of_intent(charge: Charge, body: object) -> Outcome:
     if intent.status == "requires_action":
         return RequiresAction(intent.id, intent.client_secret or "")
     if intent.status in {"requires_payment_method", "canceled"}:
-        cause = intent.last_payment_error or {}
-        return Declined(str(cause.get("decline_code") or cause.get("code") or intent.status), intent.id)
+        cause = intent.last_payment_error or _Cause()
+        return Declined(cause.decline_code or cause.code or intent.status, intent.id)
     return Unknown(f"payment intent is {intent.status}")
 
 
@@ -191,24 +269,30 @@ def _mismatch(charge: Charge, intent: _Intent) -> str | None:
     return None
 
 
-def _error_of(answer: httpx.Response) -> _Error | None:
-    body = _json(answer)
+def _error_of(body: object) -> _Error | None:
     try:
-        return _Error.model_validate(body["error"] if isinstance(body, dict) else None)
-    except (ValidationError, KeyError):
+        return _Failure.model_validate(body).error
+    except ValidationError:
         return None
 
 
-def _json(answer: httpx.Response) -> object:
+def _found(body: object) -> list[object] | None:
     try:
-        return json.loads(answer.content)
+        return _Search.model_validate(body).data
+    except ValidationError:
+        return None
+
+
+def _json(content: bytes) -> object:
+    try:
+        return json.loads(content)
     except (ValueError, RecursionError):
         return None
 
 
-def _retry_after_s(answer: httpx.Response) -> float | None:
-    value = answer.headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() else None
+def _retry_after_s(headers: httpx.Headers) -> float | None:
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdecimal() and len(value) < 6 else None  # noqa: PLR2004 - a day has five digits
 
 
 def _reason(error: BaseException) -> str:

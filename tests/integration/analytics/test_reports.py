@@ -196,7 +196,7 @@ async def test_an_event_in_the_stream_becomes_a_number(world: World, redis_url: 
 
     await streams.publish(stream, 0, 1, [LogEntry(1, encode(event))])
     async with asyncio.timeout(10):
-        while not (await world.get("/v1/summary"))["items"]:  # noqa: ASYNC110 - only asking tells
+        while not (await world.get("/v1/summary"))["items"]:
             await asyncio.sleep(0.02)
 
     assert (await world.get("/v1/summary"))["items"][0]["gross"] == 4200

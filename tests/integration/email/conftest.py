@@ -108,7 +108,7 @@ class World:
 
     async def messages(self, columns: str = "kind, status, attempts") -> list[tuple[Any, ...]]:
         """The queue in the order of events."""
-        sql = f"SELECT {columns} FROM messages ORDER BY order_id, order_version, id"  # noqa: S608
+        sql = f"SELECT {columns} FROM messages ORDER BY order_id, order_version, id"
         async with self.db.reading() as connection:
             return [tuple(row) for row in await connection.execute(text(sql))]
 
@@ -116,7 +116,7 @@ class World:
         async with self.db.transaction() as connection:
             await connection.execute(text(sql))
 
-    async def get(self, path: str, **parameters: str) -> Any:  # noqa: ANN401 - JSON
+    async def get(self, path: str, **parameters: str) -> Any:
         """The answer to an authorised request."""
         answer = await self.client.get(path, params=parameters)
         assert answer.status_code == 200, answer.text
@@ -126,7 +126,7 @@ class World:
 async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     """Wait for what another task does."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - the other side has no event to wait for
+        while not condition():
             await asyncio.sleep(0.01)
 
 
@@ -139,7 +139,7 @@ async def migrated(new_database: NewDatabase) -> str:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def served(migrated: str, redis_url: str, tmp_path_factory: Any) -> AsyncIterator[World]:  # noqa: ANN401
+async def served(migrated: str, redis_url: str, tmp_path_factory: Any) -> AsyncIterator[World]:
     """The whole service, wired; of its loops only the recorder runs."""
     mailbox = Mailbox(tmp_path_factory.mktemp("mail"))
     settings = EmailSettings.model_validate(

@@ -41,7 +41,7 @@ async def test_whatever_the_order_of_arrival_the_mails_are_the_same_and_leave_in
 
     for arrival in permutations(events):
         for table in ("messages", "deliveries"):
-            await world.execute(f"DELETE FROM {table}")  # noqa: S608
+            await world.execute(f"DELETE FROM {table}")
         world.mailbox.store.clear()
         for event in arrival:
             await world.deliver(event)

@@ -10,9 +10,7 @@ from stripe.params import PaymentIntentCreateParams
 from tests.integration.sandboxes.programs import SECRET_KEY, Payments
 
 
-def charge_of(
-    order_id: str, payment_method: str = "pm_card_visa", amount: int = 1_050
-) -> PaymentIntentCreateParams:
+def charge_of(order_id: str, payment_method: str = "pm_card_visa", amount: int = 1_050) -> PaymentIntentCreateParams:
     return {
         "amount": amount,
         "currency": "eur",
@@ -102,9 +100,7 @@ async def test_an_order_is_found_by_its_metadata(payments: Payments, order_id: s
 
 
 async def test_lists_page_from_the_newest_to_the_oldest(payments: Payments, order_id: str) -> None:
-    made = [
-        (await payments.intents.create_async(charge_of(f"{order_id}-{number}"))).id for number in range(5)
-    ]
+    made = [(await payments.intents.create_async(charge_of(f"{order_id}-{number}"))).id for number in range(5)]
 
     first = await payments.intents.list_async({"limit": 2})
     second = await payments.intents.list_async({"limit": 3, "starting_after": first.data[-1].id})
@@ -181,9 +177,7 @@ async def test_3d_secure_waits_for_the_customer(payments: Payments, order_id: st
 async def test_a_challenge_is_decided_once_and_with_its_secret(payments: Payments, order_id: str) -> None:
     intent = await payments.intents.create_async(charge_of(order_id, "pm_card_threeDSecureRequired"))
 
-    stranger = await payments.http.post(
-        f"/3ds/{intent.id}", data={"client_secret": "guess", "outcome": "complete"}
-    )
+    stranger = await payments.http.post(f"/3ds/{intent.id}", data={"client_secret": "guess", "outcome": "complete"})
     first = await payments.http.post(f"/_sandbox/3ds/{intent.id}", json={"outcome": "complete"})
     second = await payments.http.post(f"/_sandbox/3ds/{intent.id}", json={"outcome": "fail"})
 
@@ -222,9 +216,7 @@ async def test_the_secret_key_works_as_basic_user_too(payments: Payments) -> Non
 @pytest.mark.parametrize(
     "name", ["payment_method_types[]", "payment_method_types[0]", "allowed_payment_method_types[]"]
 )
-async def test_older_and_newer_names_of_a_parameter_work(
-    payments: Payments, order_id: str, name: str
-) -> None:
+async def test_older_and_newer_names_of_a_parameter_work(payments: Payments, order_id: str, name: str) -> None:
     answer = await payments.charge(order_id, **{name: "card"})
 
     assert (answer.status_code, answer.json()["payment_method_types"]) == (200, ["card"])

@@ -102,7 +102,7 @@ async def test_faults_are_shown_and_end_by_themselves(payments: Payments) -> Non
     during = (await payments.http.get("/_sandbox/faults")).json()
 
     async with asyncio.timeout(5):
-        while await active():  # noqa: ASYNC110 - another process' state
+        while await active():
             await asyncio.sleep(0.02)
 
     assert (during["active"], during["decline_rate"]) == (True, 0.25)

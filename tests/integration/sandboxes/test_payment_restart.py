@@ -41,9 +41,7 @@ async def test_kill_9_keeps_the_ledger_and_every_answer(mortal: Payments) -> Non
     assert (again.content, again.headers["idempotent-replayed"]) == (declined.content, "true")
     assert (await mortal.charge("ord_paid", amount="1")).status_code == 400
     assert (await mortal.refunds.retrieve_async(refund.id)).amount == 70
-    assert [str(event) for event in (await mortal.events.list_async()).data] == [
-        str(event) for event in events.data
-    ]
+    assert [str(event) for event in (await mortal.events.list_async()).data] == [str(event) for event in events.data]
     await mortal.http.post(f"/_sandbox/3ds/{challenged.json()['id']}", json={"outcome": "complete"})
     assert (await mortal.row("ord_waiting"))["captured"] == 200
 
@@ -85,7 +83,7 @@ async def test_sigterm_ends_it_cleanly_even_while_an_answer_hangs(mortal: Paymen
     await mortal.faults(charge_then_hang=True)
     charging = asyncio.create_task(mortal.charge("ord_1"))
     async with asyncio.timeout(5):
-        while not await whole_ledger(mortal):  # noqa: ASYNC110 - another process' state
+        while not await whole_ledger(mortal):
             await asyncio.sleep(0.02)
 
     exit_code = await asyncio.wait_for(mortal.program.end(signal.SIGTERM), 10)

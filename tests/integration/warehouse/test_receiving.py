@@ -124,7 +124,7 @@ async def test_an_event_in_the_stream_becomes_a_fulfilment(world: World, redis_u
 
     await streams.publish(stream, 0, 1, [LogEntry(1, encode(event))])
     async with asyncio.timeout(10):
-        while not await world.rows("SELECT 1 FROM fulfilments"):  # noqa: ASYNC110 - only asking tells
+        while not await world.rows("SELECT 1 FROM fulfilments"):
             await asyncio.sleep(0.02)
 
     for loop in world.service.loops:

@@ -77,7 +77,8 @@ def upgrade() -> None:
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("completed_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "status IN ('pending', 'payment_unknown', 'requires_action', 'completed', 'failed', 'expired', 'cancelled')",
+            "status IN ('pending', 'payment_unknown', 'requires_action', 'completed', 'failed', 'expired', "
+            "'cancelled')",
             name="orders_status_known",
         ),
         sa.CheckConstraint("0 <= refunded_total AND refunded_total <= total", name="orders_refunded_up_to_total"),
