@@ -29,7 +29,7 @@ MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 2  # a database that restarts or a pool that is full needs about this long
 _MOST_ERRORS = 50
 _LONGEST_POINTER = 200
-_LONG_NUMBER = re.compile(r"\d{13,19}")
+_LONG_NUMBER = re.compile(r"\d(?:[\s.-]?\d){12,}")
 
 
 class Problem(Exception):
@@ -139,7 +139,7 @@ def _entry(detail: Mapping[str, Any]) -> dict[str, str]:
     place, *path = [str(part) for part in detail["loc"]]
     pointer = "".join("/" + part.replace("~", "~0").replace("/", "~1") for part in path)
     # A client's own key names end up here, and some clients send card numbers where nobody expects them.
-    pointer = _LONG_NUMBER.sub("[redacted]", pointer[:_LONGEST_POINTER])
+    pointer = _LONG_NUMBER.sub("[redacted]", pointer)[:_LONGEST_POINTER]
     return {"in": place, "pointer": pointer, "detail": str(detail["msg"])}
 
 

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from services.checkout.commands.catalogue import AdjustStock
 from services.checkout.domain import Product
-from services.checkout.routes.models import ProductIn, StockIn, fingerprint, parse_key, refuse_card_numbers
+from services.checkout.routes.models import ProductIn, Sku, StockIn, fingerprint, parse_key, refuse_card_numbers
 from services.checkout.routes.orders import Key, response
 from services.checkout.routes.wiring import Wired
 from services.checkout.store import stock
@@ -48,9 +48,9 @@ async def read(wired: Wired, caller: Reader, sku: str) -> Response:  # noqa: ARG
 
 
 @router.put("/{sku}", summary="Create or change a product")
-async def put(wired: Wired, caller: Writer, sku: str, request: ProductIn) -> Response:  # noqa: ARG001
+async def put(wired: Wired, caller: Writer, sku: Sku, request: ProductIn) -> Response:  # noqa: ARG001
     """Its stock is not touched; orders placed before keep their price."""
-    refuse_card_numbers(request.model_dump_json())
+    refuse_card_numbers(f"{sku} {request.model_dump_json()}")
     created, product = await wired.catalogue.put(sku, request.name, request.unit_price, request.currency)
     return Response(to_json(product_body(product)), 201 if created else 200, media_type="application/json")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
-from pydantic import AwareDatetime
+from pydantic import AfterValidator, AwareDatetime
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -19,7 +20,7 @@ from services.checkout.store import orders
 from shared.runtime.identifiers import is_id, new_id
 from shared.web import context
 from shared.web.auth import Principal, require
-from shared.web.problems import Problem, not_found
+from shared.web.problems import Problem, not_found, validation_failed
 
 router = APIRouter(prefix="/v1/orders", tags=["orders"])
 
@@ -28,16 +29,27 @@ Reader = Annotated[Principal, Depends(require("orders:read"))]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 255 printable ASCII characters")]
 
 
+def _in_utc(instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("outside of the years 1 to 9999") from error
+
+
+Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+
+
 @router.post("", status_code=201, summary="Place an order")
 async def place(wired: Wired, caller: Writer, request: OrderIn, idempotency_key: Key = None) -> Response:
     """Reserve the stock and take the payment; both or neither."""
     key = parse_key(idempotency_key)
+    sha256 = fingerprint(request)  # first: what is complained about below repeats what the client sent
     refuse_repeated(request)
     command = PlaceOrder(
         order_id=new_id("ord"),
         tenant=caller.tenant,
         key=key,
-        request_sha256=fingerprint(request),
+        request_sha256=sha256,
         currency=request.currency,
         lines=tuple(Wanted(line.sku, line.quantity) for line in request.lines),
         payment_method=request.payment_method,
@@ -71,11 +83,11 @@ async def page(
     starting_after: Annotated[str | None, Query(max_length=64)] = None,
     status: Status | None = None,
     idempotency_key: Annotated[str | None, Query(min_length=1, max_length=255)] = None,
-    created_gte: AwareDatetime | None = None,
+    created_gte: Instant | None = None,
 ) -> Response:
     """A page of orders; `starting_after` is the last id of the page before."""
     if starting_after is not None and not is_id("ord", starting_after):
-        raise Problem(422, "validation_failed", "The request is not valid", "starting_after is no order id")
+        raise validation_failed([{"in": "query", "pointer": "/starting_after", "detail": "no order has this id"}])
     async with wired.db.reading() as connection:
         found = await orders.page(
             connection,
@@ -95,10 +107,8 @@ def refuse_repeated(request: OrderIn) -> None:
     seen: set[str] = set()
     for index, line in enumerate(request.lines):
         if line.sku in seen:
-            errors = [{"pointer": f"/lines/{index}/sku", "detail": f"{line.sku} stands in two lines"}]
-            members: dict[str, Any] = {"errors": errors}
-            title = "The request is not valid"
-            raise Problem(422, "validation_failed", title, errors[0]["detail"], members=members)
+            detail = f"{line.sku} stands in two lines"
+            raise validation_failed([{"in": "body", "pointer": f"/lines/{index}/sku", "detail": detail}])
         seen.add(line.sku)
 
 

@@ -242,7 +242,9 @@ CARDS: list[dict[str, Any]] = [
     {"metadata": {"note": f"card\n{CARD}\nthanks"}},
     {"metadata": {"note": f"card:\t{CARD}"}},
     {"metadata": {"note": f'"{CARD}"'}},
-    {"metadata": {"note": "6304000000000000000"[:18] + "0"}},
+    {"metadata": {"note": "no. 17 4111 1111 1111 1111 123"}},
+    {"metadata": {"note": " ".join(CARD)}},
+    {"metadata": {"note": "6304 0000 0000 0000 000"}},
     wanting(CARD),
     {"lines": [{"sku": CARD, "quantity": 1}, {"sku": CARD, "quantity": 1}]},
 ]
@@ -326,7 +328,8 @@ async def test_without_a_valid_key_in_the_header_nothing_opens(shop: Shop) -> No
     wrong = ["", "Bearer", "Bearer ", f"Bearer {API_KEY}x", f"Token {API_KEY}", "Bearer " + "k" * 10_000, "Bearer ä"]
 
     for value in wrong:
-        answer = await post(shop, VALID, Authorization=value.encode().decode("latin-1"))
+        sent = [*headers(Authorization=None).items(), ("Authorization", value.encode())]
+        answer = await shop.http.post("/v1/orders", content=VALID, headers=sent)  # type: ignore[arg-type]
         refused(answer, 401, "unauthenticated")
         assert answer.headers["WWW-Authenticate"].startswith("Bearer")
     for path in ("/v1/orders", "/v1/products", "/v1/orders/x", "/ops/subscriptions", "/ops/events?order_id=x"):
@@ -360,7 +363,6 @@ async def test_ids_are_exact(shop: Shop) -> None:
     [
         *[(f"/v1/{what}?limit={n}", "/limit") for what in ("orders", "products") for n in (0, -1, 101, "1e9", "x", "")],
         (f"/v1/orders?limit={'9' * 5000}", "/limit"),
-        ("/v1/orders?limit=1_0", "/limit"),
         ("/v1/orders?starting_after=x", "/starting_after"),
         ("/v1/orders?starting_after=", "/starting_after"),
         ("/v1/orders?starting_after=ord_' OR 1=1", "/starting_after"),
@@ -376,11 +378,13 @@ async def test_ids_are_exact(shop: Shop) -> None:
     ],
 )
 async def test_a_list_is_asked_for_in_the_words_of_the_contract(shop: Shop, path: str, pointer: str) -> None:
-    refused(await shop.get(path), 422, "validation_failed", pointer)
+    refused(await shop.http.get(path, headers=headers()), 422, "validation_failed", pointer)
 
 
 async def test_a_nul_in_a_query_is_refused_before_the_database_sees_it(shop: Shop) -> None:
-    refused(await shop.get("/v1/products?starting_after=%00"), 400, "malformed_query")
+    answer = await shop.http.get("/v1/products?starting_after=%00", headers=headers())
+
+    refused(answer, 400, "malformed_query")
 
 
 @pytest.mark.parametrize("sku", ["S" * 300, "a b", "'; --", "..%2f..", ".hidden", "é", CARD, "%00", "a%0ab"])
