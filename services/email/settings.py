@@ -21,7 +21,7 @@ class EmailSettings(ServiceSettings):
     from_address: str = Field(description="the sender's address", max_length=254)
     from_name: str = Field("Orderstream", description="the sender's name, as readers see it", max_length=100)
     smtp_connections: int = Field(16, ge=1, le=100, description="connections to the mail server at the most")
-    max_rate: float = Field(500.0, gt=0, le=10_000, description="mails per second at the most, also after an outage")
+    max_rate: float = Field(100.0, gt=0, le=10_000, description="mails per second at the most, also after an outage")
 
     @field_validator("smtp_url")
     @classmethod

@@ -13,11 +13,11 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy import text
+from sqlalchemy import BigInteger, bindparam, text
 from typing_extensions import override
 
 from shared.bus.log import LogEntry, Subscription
-from shared.bus.streams import Found, State, stream_name
+from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
 from shared.runtime.supervision import Family, Loop
 
@@ -35,7 +35,7 @@ log = structlog.get_logger()
 WINDOW = 100_000  # entries in a stream at the most: bounds Redis' memory per service, whatever the outage
 BATCH = 1_000  # entries per pass: one Lua call of some 700 kB, a few milliseconds of Redis
 ANNOUNCE_S = 1.0
-PACE_S = 0.01
+PACE_S = 0.02
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 
 _LOOK = text(
@@ -45,17 +45,28 @@ _LOOK = text(
     """
 )
 
-# SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work; no need to
-# queue.
+# One round trip: lock the subscription, read the head and the next entries of the window.
+# SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work.
 # synchronous_commit off, for this transaction: a cursor or a settled that a crash takes back is published or mirrored
 # again, so waiting for the disk would buy nothing.
-_LOCK = text(
+_TAKE = text(
     """
-    SELECT cursor, settled, set_config('synchronous_commit', 'off', true) FROM subscriptions
-    WHERE service = :service AND partition = :partition
-    FOR UPDATE SKIP LOCKED
+    WITH taken AS (
+        SELECT cursor, settled, set_config('synchronous_commit', 'off', true) FROM subscriptions
+        WHERE service = :service AND partition = :partition
+        FOR UPDATE SKIP LOCKED
+    )
+    SELECT t.cursor, t.settled, h.position AS head, e.position, e.event
+    FROM taken t
+    JOIN log_head h ON h.partition = :partition
+    LEFT JOIN LATERAL (
+        SELECT position, event FROM event_log
+        WHERE partition = :partition AND position > t.cursor AND position <= t.settled + :window
+        ORDER BY position LIMIT :batch
+    ) e ON true
+    ORDER BY e.position
     """
-)
+).bindparams(bindparam("window", type_=BigInteger))
 _STORE = text(
     """
     UPDATE subscriptions SET cursor = :cursor, settled = :settled
@@ -75,13 +86,22 @@ def relay_board(service: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Taken:
+    """A locked subscription, the log's head, and the entries to be published next."""
+
+    subscription: Subscription
+    head: int
+    entries: Sequence[LogEntry]
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass found and did."""
+    """What one pass found and did; `lost` says why the stream had to be made anew."""
 
     before: Subscription
     after: Subscription
     published: int
-    rebuilt: str | None = None
+    lost: State | None = None
 
 
 class Relay(Loop):
@@ -110,28 +130,33 @@ class Relay(Loop):
         self._window = window
         self._batch = batch
         self._announced_at = 0.0
+        self._hinted = False
+
+    @override
+    def wake(self) -> None:
+        self._hinted = True  # somebody appended: no need to look whether there is something to do
+        super().wake()
 
     @override
     async def run_once(self) -> int:
         """One pass: mirror settled, check the stream, publish the next entries. Returns how many were published."""
-        reported = await self._reported()
-        if not await self._something_to_do(reported):
+        hinted, self._hinted = self._hinted, False
+        reported = (await self._streams.board(settled_board(self._service))).get(str(self._partition), 0)
+        if not hinted and not await self._something_to_do(reported):
             return 0
         async with self._db.transaction() as connection:
-            before = await self._lock(connection)
-            if before is None:
+            taken = await self._take(connection)
+            if taken is None:
                 return 0
-            done = await self._pass(connection, before, reported)
+            done = await self._pass(connection, taken, reported)
             if done.after != done.before:
                 await connection.execute(_STORE, _row(done.after))
         self._report(done)
+        await self._announce(done.after.settled, taken.head)
         if done.published < self._batch:
             # Every commit wakes every relay. Resting a moment lets commits gather, and costs a calm system nothing.
             await asyncio.sleep(PACE_S)
         return done.published
-
-    async def _reported(self) -> int:
-        return (await self._streams.board(settled_board(self._service))).get(str(self._partition), 0)
 
     async def _something_to_do(self, reported: int) -> bool:
         """A look without a lock: an idle relay must cost the database next to nothing."""
@@ -141,68 +166,52 @@ class Relay(Loop):
             return False
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
         await self._announce(row.settled, row.head)
-        now = Subscription(self._service, self._partition, row.cursor, row.settled)
         room = row.cursor - row.settled < self._window
-        return (row.head > row.cursor and room) or reported > row.settled or await self._lost(now) is not None
+        if (row.head > row.cursor and room) or reported > row.settled:
+            return True
+        answer = await self._streams.publish(self._stream, row.settled, row.cursor, row.head, ())
+        return answer is not State.PUBLISHED
 
-    async def _lock(self, connection: AsyncConnection) -> Subscription | None:
-        row = (await connection.execute(_LOCK, self._key())).one_or_none()
-        return Subscription(self._service, self._partition, row.cursor, row.settled) if row else None
+    async def _take(self, connection: AsyncConnection) -> Taken | None:
+        bounds = {"window": self._window, "batch": self._batch}
+        rows = (await connection.execute(_TAKE, self._key() | bounds)).all()
+        if not rows:
+            return None
+        first = rows[0]
+        entries = [LogEntry(row.position, row.event) for row in rows if row.position is not None]
+        # The row is the newest there is, the head may be that of a moment ago.
+        head = max(first.head, first.cursor)
+        return Taken(Subscription(self._service, self._partition, first.cursor, first.settled), head, entries)
 
-    async def _pass(self, connection: AsyncConnection, before: Subscription, reported: int) -> Pass:
-        now = replace(before, settled=await self._mirror(connection, before, reported))
-        lost = await self._lost(now)
-        if lost is None:
-            after, published, lost = await self._publish(connection, now)
-            if lost is None:
-                if after.settled > before.settled:
-                    await self._streams.trim(self._stream, after.settled)
-                return Pass(before, after, published)
+    async def _pass(self, connection: AsyncConnection, taken: Taken, reported: int) -> Pass:
+        before = taken.subscription
+        now = replace(before, settled=self._mirror(taken, reported))
+        answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, taken.entries)
+        if answer is State.PUBLISHED:
+            return Pass(before, _advanced(now, taken.entries), len(taken.entries))
+        # Retransmission: everything that is not settled comes again, and consumers drop what they have done.
         await self._streams.rebuild(self._stream, self._service, now.settled)
-        after, published, _ = await self._publish(connection, replace(now, cursor=now.settled))
-        return Pass(before, after, published, lost)
+        limit = min(self._batch, self._window)
+        entries = await self._log.read(connection, self._partition, now.settled, limit)
+        await self._streams.publish(self._stream, now.settled, now.settled, taken.head, entries)
+        return Pass(before, _advanced(replace(now, cursor=now.settled), entries), len(entries), answer)
 
-    async def _mirror(self, connection: AsyncConnection, known: Subscription, reported: int) -> int:
+    def _mirror(self, taken: Taken, reported: int) -> int:
         """Settled only moves forward, and never beyond what was published."""
+        known = taken.subscription
         if reported <= known.cursor:
             return max(known.settled, reported)
         # A consumer may be ahead of the cursor for one pass (published, but our commit failed); never of the log.
-        if reported > await self._log.head(connection, self._partition):
+        if reported > taken.head:
             metrics.REFUSED_SETTLED.labels(self._service).inc()
-            log.error(
-                "settled report refused: beyond the log",
-                loop=self.name,
-                reported=reported,
-                cursor=known.cursor,
-            )
+            log.error("settled report refused: beyond the log", loop=self.name, reported=reported, head=taken.head)
         return known.settled
-
-    async def _lost(self, now: Subscription) -> str | None:
-        """Why the stream must be made anew, if it must."""
-        found = await self._streams.look(self._stream, now.settled + 1)
-        if found is Found.REPLACED or (found is Found.MISSING and now.settled < now.cursor):
-            return found
-        return None
-
-    async def _publish(self, connection: AsyncConnection, now: Subscription) -> tuple[Subscription, int, str | None]:
-        """Append the next entries; the third value names the loss that the guard found instead."""
-        room = self._window - (now.cursor - now.settled)
-        entries: list[LogEntry] = []
-        if room > 0:
-            entries = await self._log.read(connection, self._partition, now.cursor, min(room, self._batch))
-        if not entries:
-            return now, 0, None
-        head = max(entries[-1].position, await self._log.head(connection, self._partition))
-        answer = await self._streams.publish(self._stream, now.cursor, head, entries)
-        if answer.state is not State.PUBLISHED:
-            return now, 0, answer.state
-        return replace(now, cursor=entries[-1].position), len(entries), None
 
     def _report(self, done: Pass) -> None:
         labels = (self._service, str(self._partition))
-        if done.rebuilt:
-            metrics.REBUILDS.labels(*labels, done.rebuilt).inc()
-            log.warning("stream rebuilt", loop=self.name, reason=done.rebuilt, **_span(done))
+        if done.lost:
+            metrics.REBUILDS.labels(*labels, done.lost).inc()
+            log.warning("stream rebuilt", loop=self.name, reason=done.lost, **_span(done))
         metrics.PUBLISHED.labels(*labels).inc(done.published)
         metrics.CURSOR.labels(*labels).set(done.after.cursor)
         metrics.SETTLED.labels(*labels).set(done.after.settled)
@@ -221,6 +230,10 @@ class Relay(Loop):
 
     def _key(self) -> dict[str, int | str]:
         return {"service": self._service, "partition": self._partition}
+
+
+def _advanced(subscription: Subscription, entries: Sequence[LogEntry]) -> Subscription:
+    return replace(subscription, cursor=entries[-1].position) if entries else subscription
 
 
 def _row(subscription: Subscription) -> dict[str, int | str]:

@@ -29,24 +29,28 @@ BLOCK_MS = 1000
 _TOO_MANY_DIGITS = 19  # no position is that large; what is comes from somebody else
 _POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
 
-# One atomic step on one key: compare the stream's last id with what the log says was published, then append.
-# ARGV: cursor, head, then position and event in turn. Answers {state, last position}.
+# One atomic step on one key: check that (settled, cursor] is there, append what is new, trim what is settled.
+# ARGV: settled, cursor, head, then position and event in turn. Answers the state.
 _PUBLISH = """
+local settled, cursor, head = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local last = 0
 local kind = redis.call('TYPE', KEYS[1]).ok
 if kind ~= 'none' then
-  if kind ~= 'stream' then return {'replaced', 0} end
+  if kind ~= 'stream' then return 'replaced' end
   local info = redis.call('XINFO', 'STREAM', KEYS[1])
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then last = tonumber(string.match(info[i + 1], '^%d+')) end
   end
 end
-if last < tonumber(ARGV[1]) then return {'behind', last} end
-if last > tonumber(ARGV[2]) then return {'ahead', last} end
-for i = 3, #ARGV, 2 do
+if last < cursor then return 'behind' end
+if last > head then return 'ahead' end
+local next_id = string.format('%.0f-0', settled + 1)
+if settled < cursor and #redis.call('XRANGE', KEYS[1], next_id, next_id) == 0 then return 'missing' end
+for i = 4, #ARGV, 2 do
   if tonumber(ARGV[i]) > last then redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'event', ARGV[i + 1]) end
 end
-return {'published', last}
+redis.call('XTRIM', KEYS[1], 'MINID', next_id)
+return 'published'
 """
 
 # An empty stream that goes on behind `settled`, with its group, in one step: no reader ever sees it without the group.
@@ -62,25 +66,10 @@ class State(StrEnum):
     """What the guard found when it compared the stream with the log."""
 
     PUBLISHED = "published"
+    MISSING = "missing"  # the first unsettled entry is gone
     BEHIND = "behind"  # the stream lost entries: its last id is below the cursor
     REPLACED = "replaced"  # the key holds something that is no stream
     AHEAD = "ahead"  # somebody else wrote into it, or the log is older than the stream
-
-
-class Found(StrEnum):
-    """What a look at one entry found."""
-
-    PRESENT = "present"
-    MISSING = "missing"
-    REPLACED = "replaced"
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """The guard's answer and the stream's last position before the call."""
-
-    state: State
-    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,20 +84,16 @@ class StreamEntry:
 class Streams(Protocol):
     """What the relay and the consumer need of a stream server."""
 
-    async def publish(self, stream: str, cursor: int, head: int, entries: Sequence[LogEntry]) -> Published:
-        """Append what the stream does not have yet, unless its last id is outside [cursor, head]."""
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
+        """Append what the stream does not have yet and trim what is settled, all or nothing.
+
+        Does nothing but say so when the stream is not what it should be: every position in (settled, cursor] there,
+        and its last id between `cursor` and the log's `head`.
+        """
         ...
 
     async def rebuild(self, stream: str, group: str, settled: int) -> None:
         """Drop the stream and make it anew, empty, with its group, ready for `settled + 1`."""
-        ...
-
-    async def look(self, stream: str, position: int) -> Found:
-        """Whether the entry at `position` is there."""
-        ...
-
-    async def trim(self, stream: str, settled: int) -> None:
-        """Delete every entry up to and including `settled`."""
         ...
 
     async def read_new(self, stream: str, group: str, consumer: str, count: int) -> list[StreamEntry]:
@@ -199,27 +184,15 @@ class RedisStreams:
         self._publish = self._commands.register_script(_PUBLISH)
         self._rebuild = self._commands.register_script(_REBUILD)
 
-    async def publish(self, stream: str, cursor: int, head: int, entries: Sequence[LogEntry]) -> Published:
-        arguments: list[int | str] = [cursor, head]
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
+        arguments: list[int | str] = [settled, cursor, head]
         for entry in entries:
             arguments += (entry.position, entry.event)
-        state, last = await cast("Awaitable[Any]", self._publish(keys=[stream], args=arguments))
-        return Published(State(state.decode()), int(last))
+        answer = await cast("Awaitable[bytes]", self._publish(keys=[stream], args=arguments))
+        return State(answer.decode())
 
     async def rebuild(self, stream: str, group: str, settled: int) -> None:
         await cast("Awaitable[Any]", self._rebuild(keys=[stream], args=[group, settled]))
-
-    async def look(self, stream: str, position: int) -> Found:
-        try:
-            there = await self._commands.xrange(stream, f"{position}-0", f"{position}-0", count=1)
-        except ResponseError as error:
-            if not str(error).startswith("WRONGTYPE"):
-                raise
-            return Found.REPLACED
-        return Found.PRESENT if there else Found.MISSING
-
-    async def trim(self, stream: str, settled: int) -> None:
-        await self._commands.xtrim(stream, minid=f"{settled + 1}-0", approximate=False)
 
     async def read_new(self, stream: str, group: str, consumer: str, count: int) -> list[StreamEntry]:
         answer = await self._blocking.xreadgroup(group, consumer, {stream: ">"}, count=count, block=BLOCK_MS)

@@ -19,6 +19,7 @@ HIGHEST_PORT = 65535
 EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration; a supervisor need not try again
 
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
+Names = Annotated[tuple[str, ...], NoDecode]
 
 
 class ServiceSettings(BaseSettings):
@@ -41,12 +42,13 @@ class ServiceSettings(BaseSettings):
     )
     ops_keys: Keys = Field((), description="keys that open /ops, comma separated")
     api_keys: Keys = Field((), description="keys that open the service's own API, comma separated")
+    trusted_hosts: Names = Field((), description="Host headers to answer, comma separated, *.name too; empty: all")
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     docs_enabled: bool = Field(True, description="serve /docs, /openapi.json and /asyncapi.json")
     drain_s: float = Field(0.0, ge=0, le=60, description="seconds between answering not-ready and stopping")
 
-    @field_validator("ops_keys", "api_keys", mode="before")
+    @field_validator("ops_keys", "api_keys", "trusted_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value

@@ -15,6 +15,7 @@ import uvicorn
 from typing_extensions import override
 
 from shared.runtime import metrics
+from shared.runtime.connection import Connection
 from shared.runtime.errors import is_infrastructure
 
 if TYPE_CHECKING:
@@ -175,8 +176,8 @@ class Server(uvicorn.Server):
         yield
 
 
-def http_server(app: ASGIApp) -> Server:
-    """The HTTP server of a service: one worker, no access log, bounded graceful stop."""
+def http_server(app: ASGIApp, protocol: type[Connection] = Connection) -> Server:
+    """The HTTP server of a service: one worker, no access log, no WebSockets, bounded graceful stop."""
     config = uvicorn.Config(
         app,
         lifespan="off",
@@ -188,7 +189,8 @@ def http_server(app: ASGIApp) -> Server:
         timeout_keep_alive=65,  # above the 60 s after which common proxies drop an idle connection
         timeout_graceful_shutdown=GRACEFUL_S,
         loop="uvloop",
-        http="httptools",
+        http=protocol,
+        ws="none",
     )
     return Server(config)
 

@@ -49,7 +49,7 @@ def create_app(
     )
     app.state.keys = keys
     problems.install(app)
-    app.add_middleware(Edge)
+    app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts)
     for router in [*routers, _own_routes(health), *([docs.router(app)] if settings.docs_enabled else [])]:
         _adopt(app, router)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")

@@ -6,7 +6,7 @@ Pure ASGI and as flat as possible, because every order passes through it.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import contextlib
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from structlog.contextvars import bind_contextvars
 
 from shared.runtime import metrics
 from shared.web import context
+from shared.web.hosts import Hosts
 from shared.web.problems import Problem, not_found, unexpected
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,6 +26,17 @@ BODY_LIMIT_BYTES = 64 * 1024
 BODY_DEADLINE_S = 15.0
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_NOTED = frozenset(
+    {
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"traceparent",
+        b"transfer-encoding",
+        b"x-request-id",
+    }
+)
 _SECURITY = [
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -34,31 +46,53 @@ CONTENT_SECURITY_POLICY = (
     b"frame-ancestors 'none'"
 )
 _CLOSE = {"Connection": "close"}  # what is left of the body will not be read
+_DISCARDED_BYTES = 1024 * 1024
+_DISCARDING_S = 1.0
 
 
-@dataclass(slots=True)
 class _Head:
-    """The request headers that matter here."""
+    """The request headers that matter here; several of one name are joined by commas, as HTTP has it."""
 
-    request_id: bytes | None = None
-    traceparent: bytes | None = None
-    length: bytes | None = None
-    chunked: bool = False
-    encoded: bool = False
+    __slots__ = ("_values",)
+
+    def __init__(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._values: dict[bytes, bytes] = {}
+        for name, value in headers:
+            if name in _NOTED:
+                known = self._values.get(name)
+                self._values[name] = value if known is None else known + b"," + value
+
+    def get(self, name: bytes) -> bytes | None:
+        return self._values.get(name)
 
     @property
     def has_body(self) -> bool:
-        return self.chunked or self.length not in {None, b"0"}
+        return b"transfer-encoding" in self._values or self._values.get(b"content-length", b"0") != b"0"
+
+    @property
+    def encoded(self) -> bool:
+        return self._values.get(b"content-encoding", b"identity").lower() != b"identity"
+
+    @property
+    def keeps_body_back(self) -> bool:
+        """Whether the client sends its body only when it is asked for it."""
+        return b"expect" in self._values
 
 
 class Edge:
     """Wraps the application; nothing that happens inside leaves a client without an answer."""
 
     def __init__(
-        self, app: ASGIApp, *, body_limit: int = BODY_LIMIT_BYTES, body_deadline_s: float = BODY_DEADLINE_S
+        self,
+        app: ASGIApp,
+        *,
+        body_limit: int = BODY_LIMIT_BYTES,
+        body_deadline_s: float = BODY_DEADLINE_S,
+        trusted_hosts: Sequence[str] = (),
     ) -> None:
-        """`body_limit` bytes at the most, received within `body_deadline_s` seconds."""
+        """`body_limit` bytes at the most, received within `body_deadline_s`; without `trusted_hosts` any will do."""
         self._app = app
+        self._hosts = Hosts(trusted_hosts)
         self._body_limit = body_limit
         self._body_deadline_s = body_deadline_s
 
@@ -68,10 +102,10 @@ class Edge:
             await self._app(scope, receive, send)
             return
         started = perf_counter()
-        head = _read_head(scope)
-        answer = _Answer(send, context.accept_request_id(head.request_id))
+        head = _Head(scope["headers"])
+        answer = _Answer(send, context.accept_request_id(head.get(b"x-request-id")))
         context.request_id.set(answer.request_id)
-        context.traceparent.set(context.accept_traceparent(head.traceparent))
+        context.traceparent.set(context.accept_traceparent(head.get(b"traceparent")))
         bind_contextvars(request_id=answer.request_id)
         try:
             await self._serve(scope, head, receive, answer)
@@ -80,6 +114,7 @@ class Edge:
 
     async def _serve(self, scope: Scope, head: _Head, receive: Receive, answer: _Answer) -> None:
         try:
+            self._hosts.check(head.get(b"host"), scope["path"])
             _refuse_nul(scope)
             if head.has_body:
                 receive = _replay(await self._body(head, receive), receive)
@@ -93,16 +128,37 @@ class Edge:
             await problem.response()(scope, receive, answer.send)
 
     async def _body(self, head: _Head, receive: Receive) -> bytes:
-        if head.encoded:
-            raise Problem(415, "unsupported_media_type", detail="Content-Encoding is not supported.", headers=_CLOSE)
-        if head.length is not None and (not head.length.isdigit() or int(head.length[:20]) > self._body_limit):
-            raise self._too_large()
+        refused = self._refusal(head)
+        if refused is not None:
+            if not head.keeps_body_back:
+                await self._discard(receive)
+            raise refused
         try:
             async with asyncio.timeout(self._body_deadline_s):
                 return await self._receive_all(receive)
         except TimeoutError as error:
             detail = f"The body did not arrive within {self._body_deadline_s:g} s."
             raise Problem(408, "request_timeout", detail=detail, headers=_CLOSE) from error
+
+    def _refusal(self, head: _Head) -> Problem | None:
+        if head.encoded:
+            detail = "Content-Encoding is not supported."
+            return Problem(415, "unsupported_media_type", detail=detail, headers=_CLOSE)
+        length = head.get(b"content-length") or b"0"
+        if not length.isdigit() or int(length[:20]) > self._body_limit:
+            return self._too_large()
+        return None
+
+    async def _discard(self, receive: Receive) -> None:
+        """Read on for a moment: closing on a client that still sends resets its connection, and our answer is lost."""
+        left = _DISCARDED_BYTES
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DISCARDING_S):
+                while left > 0:
+                    message = await receive()
+                    if not message.get("more_body", False):
+                        return
+                    left -= len(message["body"])
 
     async def _receive_all(self, receive: Receive) -> bytes:
         body = bytearray()
@@ -112,6 +168,7 @@ class Edge:
                 raise _Gone
             body += message.get("body", b"")
             if len(body) > self._body_limit:
+                await self._discard(receive)
                 raise self._too_large()
             if not message.get("more_body", False):
                 return bytes(body)
@@ -148,22 +205,6 @@ class _Answer:
                 headers.append((b"content-security-policy", CONTENT_SECURITY_POLICY))
             message["headers"] = headers
         await self._send(message)
-
-
-def _read_head(scope: Scope) -> _Head:
-    head = _Head()
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            head.request_id = value
-        elif name == b"traceparent":
-            head.traceparent = value
-        elif name == b"content-length":
-            head.length = value
-        elif name == b"transfer-encoding":
-            head.chunked = True
-        elif name == b"content-encoding":
-            head.encoded = value.lower() != b"identity"
-    return head
 
 
 def _refuse_nul(scope: Scope) -> None:

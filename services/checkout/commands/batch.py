@@ -12,14 +12,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.checkout.commands import place_order, settle
 from services.checkout.commands.answers import Answer
-from services.checkout.commands.place_order import KeyTaken, Placed, PlaceOrder, PlaceResult
+from services.checkout.commands.place_order import Placed, PlaceOrder, PlaceResult
 from services.checkout.commands.settle import Settle, SettleResult
-from services.checkout.domain import Order, Status
+from services.checkout.domain import Order, Shelf, Status
 from services.checkout.store import idempotency, orders, stock
 from services.checkout.store.idempotency import FinalAnswer
+from services.checkout.store.opening import begin
 from services.checkout.store.orders import Change, Transition
 from shared.bus.log import EventLog
 from shared.contracts.envelope import Envelope
+from shared.runtime.statements import write_together
 
 Command = PlaceOrder | Settle
 Result = PlaceResult | SettleResult
@@ -60,18 +62,18 @@ class Batches:
         """Run the commands in one transaction; one result each, in their order."""
         settling = {n: command for n, command in enumerate(commands) if isinstance(command, Settle)}
         placing = {n: command for n, command in enumerate(commands) if isinstance(command, PlaceOrder)}
-        changes = await settle.move(connection, settling)
-        taken = await place_order.claim(connection, placing)
-        shelf = await stock.shelf(connection, _skus(changes, placing, taken))
+        changes = {n: settling[n].change for n in settle.first_of_each_order(settling).values()}
+        claims = [placing[n].claim for n in place_order.first_of_each_key(placing).values()]
+        opening = await begin(connection, [*changes.values()], claims, _skus(changes, placing))
+        results: dict[int, Result] = {**await place_order.taken(connection, placing, opening.claimed)}
         work = Work(self._source)
-        results: dict[int, Result] = {**taken}
         for n, settled in settling.items():
-            results[n] = settle.settle(settled, changes.get(n), shelf, work)
+            moved = changes[n] if n in changes and settled.order.id in opening.moved else None
+            results[n] = settle.settle(settled, moved, opening.shelf, work)
         for n, placed in placing.items():
-            if n not in taken:
-                results[n] = place_order.decide(placed, shelf, work)
-        await stock.move(connection, shelf)
-        await self._write(connection, work)
+            if n not in results:
+                results[n] = place_order.decide(placed, opening.shelf, work)
+        await self._write(connection, work, opening.shelf)
         return [results[n] for n in range(len(commands))]
 
     async def recall(self, connection: AsyncConnection, command: Command) -> Result | None:
@@ -90,21 +92,23 @@ class Batches:
         order = await orders.one(connection, command.tenant, command.order_id)
         return Placed(order) if order else None
 
-    async def _write(self, connection: AsyncConnection, work: Work) -> None:
-        if work.placed:
-            await orders.insert(connection, work.placed, self._lease_s, self._reservation_s)
+    async def _write(self, connection: AsyncConnection, work: Work, shelf: Shelf) -> None:
+        writes = orders.insert(work.placed, self._lease_s, self._reservation_s) if work.placed else []
         if work.settled:
-            await orders.update_payments(connection, work.settled)
+            writes.append(orders.update_payments(work.settled))
         if work.transitions:
-            await orders.audit(connection, work.transitions)
+            writes.append(orders.audit(work.transitions))
         if work.answers:
-            await idempotency.answer(connection, work.answers)
+            writes.append(idempotency.answer(work.answers))
         if work.free:
-            await idempotency.free(connection, work.free)
+            writes.append(idempotency.free(work.free))
+        if moved_stock := stock.move(shelf):
+            writes.append(moved_stock)
+        await write_together(connection, writes)
         if work.events:
             await self._log.append(connection, work.events)  # takes the log's lock: always last
 
 
-def _skus(changes: dict[int, Change], placing: dict[int, PlaceOrder], taken: dict[int, KeyTaken]) -> set[str]:
+def _skus(changes: dict[int, Change], placing: dict[int, PlaceOrder]) -> set[str]:
     skus = {line.sku for change in changes.values() for line in change.after.lines}
-    return skus | {line.sku for n, command in placing.items() if n not in taken for line in command.lines}
+    return skus | {line.sku for command in placing.values() for line in command.lines}

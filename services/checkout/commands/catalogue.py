@@ -13,6 +13,7 @@ from services.checkout.commands.answers import Answer
 from services.checkout.domain import Product
 from services.checkout.store import idempotency, stock
 from services.checkout.store.idempotency import Claim, FinalAnswer
+from shared.runtime.statements import write_together
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -61,16 +62,16 @@ class Catalogue:
 
     async def _adjust(self, connection: AsyncConnection, command: AdjustStock) -> Answer:
         claim = command.claim
-        if not await idempotency.claim(connection, [claim]):
+        if not await idempotency.claim_one(connection, claim):
             return await self._repeat(connection, claim)
         moved = await stock.receive(connection, command.sku, command.delta)
         product = await stock.product(connection, command.sku)
         answer = _answer(command, product, moved=moved)
         if answer.final:
             final = FinalAnswer(claim.tenant, claim.key, answer.status, answer.body)
-            await idempotency.answer(connection, [final])
+            await write_together(connection, [idempotency.answer([final])])
         else:
-            await idempotency.free(connection, [(claim.tenant, claim.key)])
+            await write_together(connection, [idempotency.free([(claim.tenant, claim.key)])])
         return answer
 
     async def _repeat(self, connection: AsyncConnection, claim: Claim) -> Answer:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -61,20 +61,24 @@ class KeyTaken:
 PlaceResult = Placed | KeyTaken | Answer
 
 
-async def claim(connection: AsyncConnection, commands: Mapping[int, PlaceOrder]) -> dict[int, KeyTaken]:
-    """Claim the keys; returns the commands that came second, under their number."""
-    if not commands:
-        return {}
-    first = {(command.tenant, command.key): n for n, command in reversed([*commands.items()])}
-    won = await idempotency.claim(connection, [commands[n].claim for n in first.values()])
-    taken = {}
+def first_of_each_key(commands: Mapping[int, PlaceOrder]) -> dict[tuple[str, str], int]:
+    """The number of the command that came first, for each tenant and key."""
+    return {(command.tenant, command.key): n for n, command in reversed([*commands.items()])}
+
+
+async def taken(
+    connection: AsyncConnection, commands: Mapping[int, PlaceOrder], claimed: Collection[tuple[str, str]]
+) -> dict[int, KeyTaken]:
+    """The commands that came second, with what is known of the first, under their number."""
+    first = first_of_each_key(commands)
+    found = {}
     for n, command in commands.items():
         pair = (command.tenant, command.key)
-        if pair not in won or first[pair] != n:
+        if pair not in claimed or first[pair] != n:
             stored = await idempotency.find(connection, *pair)
             # None: the transaction that held the key gave it back this very moment. In use, for one more moment.
-            taken[n] = KeyTaken(stored or StoredAnswer(command.request_sha256, None, None, None))
-    return taken
+            found[n] = KeyTaken(stored or StoredAnswer(command.request_sha256, None, None, None))
+    return found
 
 
 def decide(command: PlaceOrder, shelf: Shelf, work: Work) -> PlaceResult:

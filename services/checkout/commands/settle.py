@@ -12,13 +12,10 @@ from services.checkout.commands.answers import Answer
 from services.checkout.commands.events import event_of
 from services.checkout.domain import Order, Payment, Shelf, Status, moved
 from services.checkout.payments.port import Captured, Declined, NotExecuted, Outcome, RequiresAction, Unknown
-from services.checkout.store import orders
 from services.checkout.store.orders import Change
 from shared.contracts.orders import ORDER_COMPLETED, ORDER_PAYMENT_FAILED
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from services.checkout.commands.batch import Work
 
 
@@ -61,15 +58,12 @@ class Overtaken:
 SettleResult = Settled | Overtaken
 
 
-async def move(connection: AsyncConnection, commands: Mapping[int, Settle]) -> dict[int, Change]:
-    """Make the transitions; returns those that took place, under the command's number."""
-    if not commands:
-        return {}
-    changes = {n: command.change for n, command in commands.items()}
-    # An order settled twice in one batch (a slow call and its recovery): the first wins, as it would in two batches.
-    first = {change.before.id: n for n, change in reversed([*changes.items()])}
-    done = await orders.move(connection, [changes[n] for n in first.values()])
-    return {n: changes[n] for order_id, n in first.items() if order_id in done}
+def first_of_each_order(commands: Mapping[int, Settle]) -> dict[str, int]:
+    """The number of the command that came first, for each order.
+
+    An order settled twice in one batch (a slow call and its recovery): the first wins, as it would in two batches.
+    """
+    return {command.order.id: n for n, command in reversed([*commands.items()])}
 
 
 def settle(command: Settle, change: Change | None, shelf: Shelf, work: Work) -> SettleResult:

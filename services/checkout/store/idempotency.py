@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Integer, LargeBinary, Text, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.runtime.statements import over_arrays
+from shared.runtime.statements import Part, Write, together
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,8 @@ class FinalAnswer:
 
 
 # Sorted: two transactions that claim the same keys wait for each other in one order, never in a circle.
-_CLAIM = over_arrays(
+CLAIM = Part(
+    "claimed",
     """
     INSERT INTO idempotency_keys (tenant_id, key, request_sha256, order_id)
     SELECT * FROM unnest(:tenants, :keys, :hashes, :orders) AS e (tenant, key, hash, order_id) ORDER BY tenant, key
@@ -54,12 +55,14 @@ _CLAIM = over_arrays(
     hashes=LargeBinary,
     orders=Text,
 )
+_CLAIM_ONE = together((CLAIM,), "SELECT * FROM claimed")
 _FIND = text(
     """
     SELECT request_sha256, order_id, status, answer FROM idempotency_keys WHERE tenant_id = :tenant AND key = :key
     """
 )
-_ANSWER = over_arrays(
+_ANSWER = Part(
+    "answered",
     """
     UPDATE idempotency_keys k SET status = e.status, answer = e.answer
     FROM unnest(:tenants, :keys, :statuses, :answers) AS e (tenant, key, status, answer)
@@ -70,7 +73,8 @@ _ANSWER = over_arrays(
     statuses=Integer,
     answers=Text,
 )
-_FREE = over_arrays(
+_FREE = Part(
+    "freed",
     """
     DELETE FROM idempotency_keys k USING unnest(:tenants, :keys) AS e (tenant, key)
     WHERE k.tenant_id = e.tenant AND k.key = e.key AND k.status IS NULL
@@ -80,18 +84,20 @@ _FREE = over_arrays(
 )
 
 
-async def claim(connection: AsyncConnection, claims: Sequence[Claim]) -> set[tuple[str, str]]:
-    """Claim the keys (each at most once in `claims`); returns the (tenant, key) pairs that were free."""
-    won = await connection.execute(
-        _CLAIM,
-        {
-            "tenants": [one.tenant for one in claims],
-            "keys": [one.key for one in claims],
-            "hashes": [one.request_sha256 for one in claims],
-            "orders": [one.order_id for one in claims],
-        },
+def claim(claims: Sequence[Claim]) -> Write:
+    """Claim the keys (each at most once in `claims`); returns tenant and key of those that were free."""
+    return CLAIM.write(
+        tenants=[one.tenant for one in claims],
+        keys=[one.key for one in claims],
+        hashes=[one.request_sha256 for one in claims],
+        orders=[one.order_id for one in claims],
     )
-    return {(row.tenant_id, row.key) for row in won}
+
+
+async def claim_one(connection: AsyncConnection, one: Claim) -> bool:
+    """Claim a key by itself; returns whether it was free."""
+    claimed = await connection.execute(_CLAIM_ONE, claim([one]).values)
+    return claimed.one_or_none() is not None
 
 
 async def find(connection: AsyncConnection, tenant: str, key: str) -> StoredAnswer | None:
@@ -100,19 +106,16 @@ async def find(connection: AsyncConnection, tenant: str, key: str) -> StoredAnsw
     return StoredAnswer(bytes(row.request_sha256), row.order_id, row.status, row.answer) if row else None
 
 
-async def answer(connection: AsyncConnection, answers: Sequence[FinalAnswer]) -> None:
+def answer(answers: Sequence[FinalAnswer]) -> Write:
     """Store final answers; one that is there already stays."""
-    await connection.execute(
-        _ANSWER,
-        {
-            "tenants": [one.tenant for one in answers],
-            "keys": [one.key for one in answers],
-            "statuses": [one.status for one in answers],
-            "answers": [one.answer for one in answers],
-        },
+    return _ANSWER.write(
+        tenants=[one.tenant for one in answers],
+        keys=[one.key for one in answers],
+        statuses=[one.status for one in answers],
+        answers=[one.answer for one in answers],
     )
 
 
-async def free(connection: AsyncConnection, keys: Sequence[tuple[str, str]]) -> None:
+def free(keys: Sequence[tuple[str, str]]) -> Write:
     """Give keys back whose request came to nothing: the client may try again with the same one."""
-    await connection.execute(_FREE, {"tenants": [tenant for tenant, _ in keys], "keys": [key for _, key in keys]})
+    return _FREE.write(tenants=[tenant for tenant, _ in keys], keys=[key for _, key in keys])

@@ -12,7 +12,7 @@ from sqlalchemy import BigInteger, DateTime, Integer, Row, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.checkout.domain import Line, Order, Payment, Status
-from shared.runtime.statements import over_arrays
+from shared.runtime.statements import Part, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,8 @@ class Change:
     again_in_s: float | None = None  # an outcome that is still open is looked at again after so many seconds
 
 
-_INSERT_ORDERS = over_arrays(
+_INSERT_ORDERS = Part(
+    "placed",
     """
     INSERT INTO orders (id, tenant_id, status, version, currency, total, customer, shipping_address, metadata,
                         idempotency_key, created_at, lease_token, lease_until, reserved_until)
@@ -59,7 +60,8 @@ _INSERT_ORDERS = over_arrays(
     keys=Text,
     instants=DateTime(timezone=True),
 )
-_INSERT_LINES = over_arrays(
+_INSERT_LINES = Part(
+    "lines",
     """
     INSERT INTO order_lines (order_id, number, sku, name, quantity, unit_price)
     SELECT * FROM unnest(:orders, :numbers, :skus, :names, :quantities, :prices)
@@ -71,7 +73,8 @@ _INSERT_LINES = over_arrays(
     quantities=BigInteger,
     prices=BigInteger,
 )
-_INSERT_PAYMENTS = over_arrays(
+_INSERT_PAYMENTS = Part(
+    "intents",
     """
     INSERT INTO payments (order_id, attempt, provider_key, method, amount, currency, status)
     SELECT * FROM unnest(:orders, :attempts, :keys, :methods, :amounts, :currencies, :statuses)
@@ -84,7 +87,8 @@ _INSERT_PAYMENTS = over_arrays(
     currencies=Text,
     statuses=Text,
 )
-_AUDIT = over_arrays(
+_AUDIT = Part(
+    "audit",
     """
     INSERT INTO order_transitions (order_id, from_status, to_status, version, cause)
     SELECT * FROM unnest(:orders, :befores, :afters, :versions, :causes)
@@ -96,7 +100,8 @@ _AUDIT = over_arrays(
     causes=Text,
 )
 # Compare-and-set on state and lease: whoever was taken over, or comes second, changes nothing and is told so.
-_MOVE = over_arrays(
+MOVE = Part(
+    "moved",
     """
     UPDATE orders o
     SET status = e.after, version = e.version, completed_at = e.completed_at,
@@ -115,7 +120,8 @@ _MOVE = over_arrays(
     completions=DateTime(timezone=True),
     agains=Integer,
 )
-_UPDATE_PAYMENTS = over_arrays(
+_UPDATE_PAYMENTS = Part(
+    "payments_settled",
     """
     UPDATE payments p
     SET status = e.status, provider_reference = e.reference, decline_code = e.decline_code,
@@ -165,99 +171,81 @@ _TAKE_OVER = text(
 )
 
 
-async def insert(connection: AsyncConnection, orders: Sequence[Order], lease_s: float, reservation_s: float) -> None:
+def insert(orders: Sequence[Order], lease_s: float, reservation_s: float) -> list[Write]:
     """Insert new orders with their lines and payment intents."""
-    await connection.execute(
-        _INSERT_ORDERS,
-        {
-            "ids": [order.id for order in orders],
-            "tenants": [order.tenant for order in orders],
-            "statuses": [str(order.status) for order in orders],
-            "versions": [order.version for order in orders],
-            "currencies": [order.currency for order in orders],
-            "totals": [order.total for order in orders],
-            "customers": [json.dumps(order.customer) for order in orders],
-            "addresses": [_json_or_none(order.shipping_address) for order in orders],
-            "metadatas": [json.dumps(order.metadata) for order in orders],
-            "keys": [order.idempotency_key for order in orders],
-            "instants": [order.created_at for order in orders],
-            "lease_s": lease_s,
-            "reservation_s": reservation_s,
-        },
-    )
-    await _insert_lines(connection, orders)
-    await connection.execute(
-        _INSERT_PAYMENTS,
-        {
-            "orders": [order.id for order in orders],
-            "attempts": [order.payment.attempt for order in orders],
-            "keys": [order.payment.provider_key for order in orders],
-            "methods": [order.payment.method for order in orders],
-            "amounts": [order.total for order in orders],
-            "currencies": [order.currency for order in orders],
-            "statuses": [order.payment.status for order in orders],
-        },
-    )
+    return [
+        _INSERT_ORDERS.write(
+            ids=[order.id for order in orders],
+            tenants=[order.tenant for order in orders],
+            statuses=[str(order.status) for order in orders],
+            versions=[order.version for order in orders],
+            currencies=[order.currency for order in orders],
+            totals=[order.total for order in orders],
+            customers=[json.dumps(order.customer) for order in orders],
+            addresses=[_json_or_none(order.shipping_address) for order in orders],
+            metadatas=[json.dumps(order.metadata) for order in orders],
+            keys=[order.idempotency_key for order in orders],
+            instants=[order.created_at for order in orders],
+            lease_s=lease_s,
+            reservation_s=reservation_s,
+        ),
+        _insert_lines([(order.id, n, line) for order in orders for n, line in enumerate(order.lines, start=1)]),
+        _INSERT_PAYMENTS.write(
+            orders=[order.id for order in orders],
+            attempts=[order.payment.attempt for order in orders],
+            keys=[order.payment.provider_key for order in orders],
+            methods=[order.payment.method for order in orders],
+            amounts=[order.total for order in orders],
+            currencies=[order.currency for order in orders],
+            statuses=[order.payment.status for order in orders],
+        ),
+    ]
 
 
-async def _insert_lines(connection: AsyncConnection, orders: Sequence[Order]) -> None:
-    numbered = [(order.id, n, line) for order in orders for n, line in enumerate(order.lines, start=1)]
-    await connection.execute(
-        _INSERT_LINES,
-        {
-            "orders": [order_id for order_id, _, _ in numbered],
-            "numbers": [n for _, n, _ in numbered],
-            "skus": [line.sku for _, _, line in numbered],
-            "names": [line.name for _, _, line in numbered],
-            "quantities": [line.quantity for _, _, line in numbered],
-            "prices": [line.unit_price for _, _, line in numbered],
-        },
+def _insert_lines(numbered: Sequence[tuple[str, int, Line]]) -> Write:
+    return _INSERT_LINES.write(
+        orders=[order_id for order_id, _, _ in numbered],
+        numbers=[n for _, n, _ in numbered],
+        skus=[line.sku for _, _, line in numbered],
+        names=[line.name for _, _, line in numbered],
+        quantities=[line.quantity for _, _, line in numbered],
+        prices=[line.unit_price for _, _, line in numbered],
     )
 
 
-async def move(connection: AsyncConnection, changes: Sequence[Change]) -> set[str]:
+def move(changes: Sequence[Change]) -> Write:
     """Make the transitions; returns the ids of the orders that were as `before` and under this lease."""
-    moved = await connection.execute(
-        _MOVE,
-        {
-            "ids": [change.after.id for change in changes],
-            "tokens": [change.lease_token for change in changes],
-            "befores": [str(change.before.status) for change in changes],
-            "afters": [str(change.after.status) for change in changes],
-            "versions": [change.after.version for change in changes],
-            "completions": [change.after.completed_at for change in changes],
-            "agains": [None if change.again_in_s is None else int(change.again_in_s) for change in changes],
-        },
+    return MOVE.write(
+        ids=[change.after.id for change in changes],
+        tokens=[change.lease_token for change in changes],
+        befores=[str(change.before.status) for change in changes],
+        afters=[str(change.after.status) for change in changes],
+        versions=[change.after.version for change in changes],
+        completions=[change.after.completed_at for change in changes],
+        agains=[None if change.again_in_s is None else int(change.again_in_s) for change in changes],
     )
-    return set(moved.scalars())
 
 
-async def update_payments(connection: AsyncConnection, orders: Sequence[Order]) -> None:
+def update_payments(orders: Sequence[Order]) -> Write:
     """Write what is known of the orders' current payment attempts."""
-    await connection.execute(
-        _UPDATE_PAYMENTS,
-        {
-            "orders": [order.id for order in orders],
-            "attempts": [order.payment.attempt for order in orders],
-            "statuses": [order.payment.status for order in orders],
-            "references": [order.payment.provider_reference for order in orders],
-            "declines": [order.payment.decline_code for order in orders],
-            "secrets": [order.payment.client_secret for order in orders],
-        },
+    return _UPDATE_PAYMENTS.write(
+        orders=[order.id for order in orders],
+        attempts=[order.payment.attempt for order in orders],
+        statuses=[order.payment.status for order in orders],
+        references=[order.payment.provider_reference for order in orders],
+        declines=[order.payment.decline_code for order in orders],
+        secrets=[order.payment.client_secret for order in orders],
     )
 
 
-async def audit(connection: AsyncConnection, transitions: Sequence[Transition]) -> None:
+def audit(transitions: Sequence[Transition]) -> Write:
     """Write one row per transition."""
-    await connection.execute(
-        _AUDIT,
-        {
-            "orders": [one.order_id for one in transitions],
-            "befores": [str(one.before) if one.before else None for one in transitions],
-            "afters": [str(one.after) for one in transitions],
-            "versions": [one.version for one in transitions],
-            "causes": [one.cause[:500] for one in transitions],
-        },
+    return _AUDIT.write(
+        orders=[one.order_id for one in transitions],
+        befores=[str(one.before) if one.before else None for one in transitions],
+        afters=[str(one.after) for one in transitions],
+        versions=[one.version for one in transitions],
+        causes=[one.cause[:500] for one in transitions],
     )
 
 

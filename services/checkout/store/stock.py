@@ -9,17 +9,19 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.checkout.domain import Product, Shelf
 from services.checkout.store.tables import products
-from shared.runtime.statements import over_arrays
+from shared.runtime.statements import Part, Write, over_arrays
 
 # Always in SKU order: unsorted, 114 of 120 concurrent transactions deadlocked; sorted, none did.
-_LOCK = over_arrays(
+LOCK = Part(
+    "held",
     """
-    SELECT sku, name, unit_price, currency, available, reserved FROM products
+    SELECT sku, name, unit_price, currency, available FROM products
     WHERE sku = ANY(:skus) ORDER BY sku FOR NO KEY UPDATE
     """,
     skus=Text,
 )
-_MOVE = over_arrays(
+_MOVE = Part(
+    "moved_stock",
     """
     UPDATE products p
     SET available = p.available + e.available, reserved = p.reserved + e.reserved, sold = p.sold + e.sold
@@ -60,28 +62,22 @@ _SEED = over_arrays(
 )
 
 
-async def shelf(connection: AsyncConnection, skus: Iterable[str]) -> Shelf:
-    """The products, locked until the transaction ends."""
-    wanted = sorted(set(skus))
-    if not wanted:
-        return Shelf({})
-    rows = await connection.execute(_LOCK, {"skus": wanted})
-    return Shelf({row.sku: _product(row) for row in rows})
+def lock(skus: Iterable[str]) -> Write:
+    """Read the products and lock them until the transaction ends."""
+    return LOCK.write(skus=sorted(set(skus)))
 
 
-async def move(connection: AsyncConnection, moves: Shelf) -> None:
+def move(shelf: Shelf) -> Write | None:
     """Write what a transaction's commands took and gave back."""
-    skus = sorted(moves.available.keys() | moves.reserved.keys() | moves.sold.keys())
-    if skus:
-        await connection.execute(
-            _MOVE,
-            {
-                "skus": skus,
-                "available": [moves.available.get(sku, 0) for sku in skus],
-                "reserved": [moves.reserved.get(sku, 0) for sku in skus],
-                "sold": [moves.sold.get(sku, 0) for sku in skus],
-            },
-        )
+    skus = sorted(shelf.available.keys() | shelf.reserved.keys() | shelf.sold.keys())
+    if not skus:
+        return None
+    return _MOVE.write(
+        skus=skus,
+        available=[shelf.available.get(sku, 0) for sku in skus],
+        reserved=[shelf.reserved.get(sku, 0) for sku in skus],
+        sold=[shelf.sold.get(sku, 0) for sku in skus],
+    )
 
 
 async def product(connection: AsyncConnection, sku: str) -> Product | None:

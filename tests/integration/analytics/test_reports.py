@@ -194,7 +194,7 @@ async def test_an_event_in_the_stream_becomes_a_number(world: World, redis_url: 
     await streams.report(relay_board("analytics"), {"partitions": 1, "settled:0": 0})
     running = [asyncio.create_task(loop.run()) for loop in world.service.loops]
 
-    await streams.publish(stream, 0, 1, [LogEntry(1, encode(event))])
+    await streams.publish(stream, 0, 0, 1, [LogEntry(1, encode(event))])
     async with asyncio.timeout(10):
         while not (await world.get("/v1/summary"))["items"]:
             await asyncio.sleep(0.02)

@@ -156,7 +156,7 @@ async def test_every_field_that_is_wrong_is_pointed_at_and_nothing_is_written(sh
 
 @pytest.mark.parametrize("field", ["customer", "currency", "lines", "payment_method"])
 async def test_a_required_field_can_neither_be_left_out_nor_be_null(shop: Shop, field: str) -> None:
-    missing = await shop.order(**{field: None})
+    missing = await post(shop, json.dumps({name: value for name, value in body().items() if name != field}))
     null = await post(shop, json.dumps({**body(), field: None}))
 
     refused(missing, 422, "validation_failed", f"/{field}")

@@ -156,7 +156,7 @@ async def test_an_event_on_the_stream_is_a_mail_within_a_second(world: World, re
     running = [asyncio.create_task(loop.run()) for loop in loops]
 
     await streams.rebuild("events:email:0", "email", 0)
-    await streams.publish("events:email:0", 0, 1, [LogEntry(1, encode(event))])
+    await streams.publish("events:email:0", 0, 0, 1, [LogEntry(1, encode(event))])
     await until(lambda: len(world.mailbox.mails()) == 1)
 
     for loop in reversed(loops):

@@ -122,7 +122,7 @@ async def test_an_event_in_the_stream_becomes_a_fulfilment(world: World, redis_u
     await streams.report(relay_board("warehouse"), {"partitions": 1, "settled:0": 0})
     running = [asyncio.create_task(loop.run()) for loop in world.service.loops]
 
-    await streams.publish(stream, 0, 1, [LogEntry(1, encode(event))])
+    await streams.publish(stream, 0, 0, 1, [LogEntry(1, encode(event))])
     async with asyncio.timeout(10):
         while not await world.rows("SELECT 1 FROM fulfilments"):
             await asyncio.sleep(0.02)

@@ -1,0 +1,183 @@
+"""A client's connection: how long the head of a request may take, how large it may be, and what answers nonsense."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from typing_extensions import override
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = structlog.get_logger()
+
+HEAD_DEADLINE_S = 10.0
+HEAD_LIMIT_BYTES = 16 * 1024  # many times what browsers, proxies and tracing add up to
+MOST_HEADERS = 100
+MOST_PIPELINED = 64  # requests that wait for the one before them; more than any honest client sends ahead
+
+
+class _Refused(Exception):
+    """The request is not read any further."""
+
+    def __init__(self, status: HTTPStatus, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's protocol with the deadline and the limits that it lacks.
+
+    A connection on which no request is being served has to bring the whole head of one within the deadline: counted
+    from the start of the connection, later from the first byte after an answer. Until that byte it is merely idle,
+    which uvicorn's own keep-alive timeout ends. What a request's body may take is the application's business.
+    """
+
+    head_deadline_s = HEAD_DEADLINE_S
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
+        """As uvicorn makes it."""
+        super().__init__(*args, **kwargs)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._in_head = False
+        self._head_bytes = 0
+        self._refused: _Refused | None = None
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._disarm()
+        super().connection_lost(exc)
+
+    @override
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._in_head:
+            self._head_bytes = 0
+        if self.transport.is_closing():
+            return
+        if self._head_bytes > HEAD_LIMIT_BYTES:
+            self._refused = _too_large()
+            self.send_400_response("")
+        elif not self._serving:
+            self._expect_head()
+
+    @override
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    @override
+    def on_headers_complete(self) -> None:
+        self._disarm()
+        self._in_head = False
+        self._refused = self._excess()
+        if self._refused:
+            raise self._refused  # to the parser, which reads no further and has uvicorn send the 400
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # The parser reads nothing after a request that asks for another protocol, as clients of HTTP/2 do. It is
+            # answered in HTTP/1.1, and the next one takes a new connection.
+            self.cycle.keep_alive = False
+
+    @override
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser or a limit refused, and close."""
+        refused, self._refused = self._refused, None
+        if self._serving and not self.cycle.more_body:
+            # What came after a whole request. An answer now would be taken for the answer to that one, which may well
+            # succeed: it gets its own, and then the connection ends.
+            self.cycle.keep_alive = False
+            self._stop_reading()
+        elif self._serving and (self.pipeline or self.cycle.response_started):
+            self.transport.close()
+        else:
+            self._refuse(
+                refused or _Refused(HTTPStatus.BAD_REQUEST, "malformed_http", "This is no valid HTTP request.")
+            )
+
+    @override
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to say: see `on_headers_complete`."""
+
+    @property
+    def _serving(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _expect_head(self) -> None:
+        if self._deadline is None:
+            self._deadline = self.loop.call_later(self.head_deadline_s, self._too_slow)
+
+    def _disarm(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _stop_reading(self) -> None:
+        if not self.flow.read_paused:
+            self.transport.pause_reading()  # not by way of `flow`, which would resume it
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self._serving or self.transport.is_closing():
+            return
+        if self._in_head:
+            detail = f"The head of the request did not arrive within {self.head_deadline_s:g} s."
+            self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", detail))
+        else:
+            self.transport.close()
+
+    def _excess(self) -> _Refused | None:
+        # A head above the limit came in more bytes than the limit: nearly always there is nothing to add up.
+        if len(self.headers) > MOST_HEADERS or (self._head_bytes > HEAD_LIMIT_BYTES < self._head_size()):
+            return _too_large()
+        if len(self.pipeline) >= MOST_PIPELINED:
+            return _Refused(HTTPStatus.BAD_REQUEST, "too_many_requests_ahead", "Wait for answers in between.")
+        return None
+
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+
+    def _refuse(self, refused: _Refused) -> None:
+        log.info("connection refused", reason=refused.code)
+        self.transport.write(_answer(refused))
+        self.transport.close()
+
+
+def _too_large() -> _Refused:
+    detail = f"A request may have at most {MOST_HEADERS} headers, and {HEAD_LIMIT_BYTES} bytes before its body."
+    return _Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", detail)
+
+
+def _answer(refused: _Refused) -> bytes:
+    """A whole response: there is no request that the application could answer."""
+    request_id = os.urandom(16).hex()
+    problem = {
+        "type": f"urn:orderstream:problem:{refused.code}",
+        "title": refused.status.phrase,
+        "status": refused.status,
+        "detail": str(refused),
+        "code": refused.code,
+        "request_id": request_id,
+    }
+    body = json.dumps(problem, separators=(",", ":"))
+    head = (
+        f"HTTP/1.1 {refused.status} {refused.status.phrase}",
+        "content-type: application/problem+json",
+        f"content-length: {len(body)}",
+        f"x-request-id: {request_id}",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+        "cache-control: no-store",
+        "connection: close",
+    )
+    return "\r\n".join([*head, "", body]).encode()
