@@ -8,6 +8,7 @@ import os
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import structlog
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -45,6 +46,7 @@ class Connection(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._in_head = False
         self._head_bytes = 0
+        self._declining = False
         self._refused: _Refused | None = None
 
     @override
@@ -60,7 +62,13 @@ class Connection(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
         if not self._in_head:
             self._head_bytes = 0
         if self.transport.is_closing():
@@ -82,12 +90,15 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._refused = self._excess()
         if self._refused:
-            raise self._refused  # to the parser, which reads no further and has uvicorn send the 400
-        super().on_headers_complete()
-        if self.parser.should_upgrade():
-            # The parser reads nothing after a request that asks for another protocol, as clients of HTTP/2 do. It is
-            # answered in HTTP/1.1, and the next one takes a new connection.
-            self.cycle.keep_alive = False
+            raise self._refused  # to the parser, which reads no further
+        self._declining = self.parser.should_upgrade()
+        if not self._declining:
+            super().on_headers_complete()
+
+    @override
+    def on_message_complete(self) -> None:
+        if not self._declining:
+            super().on_message_complete()
 
     @override
     def send_400_response(self, msg: str) -> None:
@@ -104,10 +115,6 @@ class Connection(HttpToolsProtocol):
             self._refuse(
                 refused or _Refused(HTTPStatus.BAD_REQUEST, "malformed_http", "This is no valid HTTP request.")
             )
-
-    @override
-    def _unsupported_upgrade_warning(self) -> None:
-        """Nothing to say: see `on_headers_complete`."""
 
     @property
     def _serving(self) -> bool:
@@ -135,6 +142,19 @@ class Connection(HttpToolsProtocol):
             self._refuse(_Refused(HTTPStatus.REQUEST_TIMEOUT, "request_timeout", detail))
         else:
             self.transport.close()
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the request again without its wish for another protocol.
+
+        Java's client asks for HTTP/2 in every first request, and the parser would take the body for HTTP/2 already.
+        """
+        if self.parser.get_method() == b"CONNECT":
+            self.send_400_response("")
+            return
+        first = self.parser.get_method() + b" " + self.url + b" HTTP/" + self.parser.get_http_version().encode()
+        headers = [name + b": " + value for name, value in self.headers if name != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join([first, *headers, b"", rest]))
 
     def _excess(self) -> _Refused | None:
         # A head above the limit came in more bytes than the limit: nearly always there is nothing to add up.
