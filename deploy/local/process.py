@@ -34,7 +34,7 @@ class Program:
     stop_signal: signal.Signals = signal.SIGTERM
     wrapper: tuple[str, ...] = ()
     user: str = "-"
-    nice: int = 0
+    share: str = "full"
     waits: bool = False
     folder: Path = field(default=ROOT)
 
@@ -104,7 +104,7 @@ class Process:
 
 
 async def spawn(program: Program, log: IO[bytes]) -> asyncio.subprocess.Process:
-    options = (str(os.getpid()), program.stop_signal.name, program.user, str(program.nice))
+    options = (str(os.getpid()), program.stop_signal.name, program.user, program.share)
     return await asyncio.create_subprocess_exec(
         *program.wrapper,
         sys.executable,

@@ -12,7 +12,6 @@ from deploy.local.settings import PORTS, SERVICES, Settings
 
 # All share one machine here, where a customer waits for these two only: what happens behind them takes what is left.
 FIRST = ("checkout", "payments", "prepare")
-BEHIND = 10
 
 
 class Programs:
@@ -97,7 +96,7 @@ class Programs:
             environment=environment(**variables, **{MARKER: str(self._settings.run_dir)}),
             log=self._settings.log(name),
             ready=partial(http_ready, self._settings.port(name) if name in PORTS else 0),
-            nice=0 if name in FIRST else BEHIND,
+            share="full" if name in FIRST else "rest",
         )
 
 

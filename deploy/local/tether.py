@@ -1,7 +1,8 @@
-"""Become another program that dies with its parent: `python tether.py PARENT SIGNAL USER NICE COMMAND…`.
+"""Become another program that dies with its parent: `python tether.py PARENT SIGNAL USER SHARE COMMAND…`.
 
 The parent-death signal is lost when a process changes its user or namespace, so it is set here, as the last
-step before the program starts. USER is `-`, or whom to become first; NICE is added to the priority number. It is run by its path alone.
+step before the program starts. USER is `-`, or whom to become first; SHARE is `full`, or `rest` for
+a program that takes what is left of the processors. It is run by its path alone.
 """
 
 import ctypes
@@ -14,8 +15,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    parent, number, user, nice, *command = sys.argv[1:]
-    os.nice(int(nice))
+    parent, number, user, share, *command = sys.argv[1:]
+    if share == "rest":
+        _step_back()
     if user != "-":
         _become(pwd.getpwnam(user))
     if sys.platform == "linux":
@@ -24,6 +26,14 @@ def main() -> None:
     if os.getppid() != int(parent):
         sys.exit(1)
     os.execvp(command[0], command)  # noqa: S606 - becoming another program is what this is for
+
+
+def _step_back() -> None:
+    """Give way at once to whoever has something to do, not only at the end of a time slice as `nice` would."""
+    if hasattr(os, "SCHED_IDLE"):
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.nice(10)
 
 
 def _become(user: pwd.struct_passwd) -> None:

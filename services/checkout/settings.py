@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from shared.runtime.settings import ServiceSettings
@@ -16,13 +16,21 @@ class CheckoutSettings(ServiceSettings):
     payments_timeout_s: float = Field(8.0, gt=0, le=20, description="longest wait for its answer; then unknown")
     payments_connect_timeout_s: float = Field(2.0, gt=0, le=10, description="longest wait for a connection to it")
     payments_connections: int = Field(128, ge=1, le=2000, description="calls to it at the same time at the most")
-    lease_s: float = Field(20.0, ge=2, le=300, description="how long an order belongs to the process that placed it")
+    lease_s: float = Field(20.0, ge=2, le=300, validate_default=True, description="how long an order belongs to the process that placed it")
     reservation_s: float = Field(300.0, ge=10, le=86400, description="how long stock is held for an open order")
     partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
     source: str = Field("urn:orderstream:checkout", description="the `source` of every event")
     seed_api_key: SecretStr | None = Field(None, description="key of the demo tenant, for seed")
     seed_ops_key: SecretStr | None = Field(None, description="key with every scope, for seed")
+
+    @field_validator("lease_s")
+    @classmethod
+    def _outlasts_the_charge(cls, value: float, info: ValidationInfo) -> float:
+        longest = info.data.get("payments_timeout_s", 0.0) + info.data.get("payments_connect_timeout_s", 0.0)
+        if value < longest + 1:
+            raise ValueError(f"must outlast the longest charge, {longest:g} s, by a second")
+        return value
 
     @field_validator("payments_url")
     @classmethod

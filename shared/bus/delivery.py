@@ -277,9 +277,10 @@ def storable(text: str) -> str:
 
 def _unreadable(arrival: Arrival, text: str, reason: str) -> Row:
     # It has no id of its own. One made from place and content makes the same bytes, delivered again, the same row.
+    # It keeps its position, or `settled` would stop there for ever.
     event_id = uuid5(NAMESPACE_OID, f"{arrival.partition}/{arrival.position}/{text}")
     return Row(
-        event_id, arrival.partition, None, "unreadable", "unreadable", 0, State.PARKED,
+        event_id, arrival.partition, arrival.position, "unreadable", "unreadable", 0, State.PARKED,
         event=storable(text), last_error=reason,
     )  # fmt: skip
 

@@ -43,7 +43,7 @@ class RequiresAction:
 
 @dataclass(frozen=True, slots=True)
 class NotExecuted:
-    """Certain: the provider did nothing (no connection, rate limit, key still in use by a call that did not run)."""
+    """Certain: this call did nothing (no connection came about, or the rate limit refused it)."""
 
     reason: str
     retry_after_s: float | None = None

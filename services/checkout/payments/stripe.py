@@ -129,7 +129,7 @@ class StripeProvider:
         # httpx' requests and responses over aiohttp's connections, without httpx' client in between: there are no
         # redirects, cookies or auth flows here, and it would double the cost of a call.
         self._transport = AiohttpTransport(client=session)
-        self._base_url = httpx.URL(base_url)
+        self._charges = httpx.URL(f"{base_url}/v1/payment_intents")
         self._longest_s = connect_timeout_s + timeout_s
         self._headers = {
             "Authorization": f"Bearer {secret_key}",
@@ -152,7 +152,7 @@ class StripeProvider:
             "metadata[tenant]": charge.tenant,
         }
         try:
-            status, headers, body = await self._call("POST", "/v1/payment_intents", form=form, key=charge.key)
+            status, headers, body = await self._call("POST", self._charges, form=form, key=charge.key)
         except FAILURES as error:
             return NotExecuted(_reason(error)) if _never_sent(error) else Unknown(_reason(error))
         return _outcome(charge, status, headers, body)
@@ -161,7 +161,7 @@ class StripeProvider:
         """Search for the order's payment intent."""
         query = urlencode({"query": f"metadata['order_id']:'{charge.order_id}'"})
         try:
-            status, _, body = await self._call("GET", f"/v1/payment_intents/search?{query}")
+            status, _, body = await self._call("GET", httpx.URL(f"{self._charges}/search?{query}"))
         except FAILURES as error:
             return Unknown(_reason(error))
         found = _found(body) if status == OK else None
@@ -171,14 +171,14 @@ class StripeProvider:
 
     async def ping(self) -> None:
         """Any answer will do: what counts is that somebody is there."""
-        await self._call("GET", "/v1/payment_intents?limit=1")
+        await self._call("GET", httpx.URL(f"{self._charges}?limit=1"))
 
     async def close(self) -> None:
         """Close every connection."""
         await self._transport.aclose()
 
     async def _call(
-        self, method: str, path: str, *, form: Mapping[str, str] | None = None, key: str | None = None
+        self, method: str, url: httpx.URL, *, form: Mapping[str, str] | None = None, key: str | None = None
     ) -> tuple[int, httpx.Headers, object]:
         """Status, headers and JSON body (None when it is none). Raises one of `FAILURES`."""
         headers = self._headers | ({"Idempotency-Key": key} if key else {})
@@ -186,9 +186,7 @@ class StripeProvider:
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             content = urlencode(form)
-        request = httpx.Request(
-            method, self._base_url.join(path), headers=headers, content=content, extensions=self._extensions
-        )
+        request = httpx.Request(method, url, headers=headers, content=content, extensions=self._extensions)
         # httpx' time-outs count per read: an answer that drips would never end. Cancelling is safe on this transport,
         # which closes the connection (with httpx' own pool it is not).
         async with asyncio.timeout(self._longest_s):

@@ -208,14 +208,18 @@ class Allowance:
         """Start with a full allowance."""
         self._rate = rate
         self._saved = self._most = max(1.0, rate / 2)
+        self._portion = max(1.0, rate / 10)
         self._at = monotonic()
 
     def most(self, wanted: int) -> int:
-        """How many of `wanted` may be taken now."""
+        """How many of `wanted` may be taken now: none before there is a portion of a tenth of a second.
+
+        Under a backlog, taking each mail as soon as it is allowed would ask the database once per mail.
+        """
         now = monotonic()
         self._saved = min(self._most, self._saved + (now - self._at) * self._rate)
         self._at = now
-        return min(wanted, int(self._saved))
+        return min(wanted, int(self._saved)) if self._saved >= self._portion else 0
 
     def spend(self, taken: int) -> None:
         """Note that so many were taken."""

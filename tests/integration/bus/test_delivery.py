@@ -123,6 +123,19 @@ async def test_bytes_that_are_no_event_are_parked_with_a_reason(world: World, ra
     assert await world.scalar("SELECT length(last_error) FROM deliveries WHERE state = 'parked'") > 5
 
 
+async def test_bytes_that_are_no_event_do_not_stop_what_comes_behind_them(world: World) -> None:
+    """Written by hand where the relay's next entry belongs: parked, and everything behind it goes on."""
+    await world.redis.xadd(STREAM, {"event": "rubbish"}, id="1-0")
+    relay = world.relay()
+    await world.append(*(event() for _ in range(5)))
+
+    world.start(relay)
+    world.start_service()
+    await until(lambda: settled_is(world, 5))
+
+    assert (await world.states())["parked"] == 1
+
+
 async def test_unknown_types_and_newer_majors_are_parked_until_a_version_that_knows_them_starts(world: World) -> None:
     newer = event().model_copy(update={"dataschema": "urn:orderstream:schema:order.completed/2"})
     unknown = event().model_copy(update={"type": "order.gifted"})
@@ -229,6 +242,10 @@ async def all_done(world: World, count: int) -> bool:
 async def tried(world: World, times: int) -> bool:
     await asyncio.sleep(0)
     return len(world.handling.seen) >= times
+
+
+async def settled_is(world: World, position: int) -> bool:
+    return await world.settled() == position
 
 
 async def in_stream(world: World, count: int) -> bool:

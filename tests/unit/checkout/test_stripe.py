@@ -215,7 +215,7 @@ async def test_a_name_that_nobody_knows_is_certain() -> None:
 
 async def test_a_failed_tls_handshake_is_certain() -> None:
     async with provider_that(silence) as (plain, server):
-        port = plain._base_url.port
+        port = plain._charges.port
         provider = client(f"https://127.0.0.1:{port}")
         server.answer = raw_bytes(b"220 no TLS here\r\n", then_close=True)
 

@@ -137,10 +137,6 @@ def upgrade() -> None:
         sa.Column("quantity", sa.BigInteger(), nullable=False),
         sa.Column("unit_price", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("quantity > 0", name="order_lines_quantity_positive"),
-        sa.ForeignKeyConstraint(
-            ["order_id"],
-            ["orders.id"],
-        ),
         sa.PrimaryKeyConstraint("order_id", "number"),
     )
     op.create_table(
@@ -152,10 +148,6 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("cause", sa.Text(), nullable=False),
         sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["order_id"],
-            ["orders.id"],
-        ),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("order_transitions_order", "order_transitions", ["order_id", "id"], unique=False)
@@ -174,10 +166,6 @@ def upgrade() -> None:
         sa.Column("last_error", sa.Text(), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["order_id"],
-            ["orders.id"],
-        ),
         sa.PrimaryKeyConstraint("order_id", "attempt"),
         sa.UniqueConstraint("provider_key"),
     )
