@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from shared.web import docs, health, problems
@@ -68,7 +68,12 @@ def _adopt(app: FastAPI, router: APIRouter) -> None:
 def _own_routes(checked: health.Health) -> APIRouter:
     routes = health.router(checked)
 
-    @routes.get("/metrics", tags=["health"], summary="Everything that Prometheus wants to know")
+    @routes.get(
+        "/metrics",
+        tags=["health"],
+        summary="Everything that Prometheus wants to know",
+        response_class=PlainTextResponse,
+    )
     async def metrics() -> Response:
         await checked.report()  # some gauges are measured by the checks
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)

@@ -102,15 +102,56 @@ def openapi_of(app: FastAPI) -> dict[str, Any]:
         for unused in ("HTTPValidationError", "ValidationError"):
             components.pop(unused, None)
         components["Problem"] = _PROBLEM
-        for path in schema.get("paths", {}).values():
-            for method in path.keys() & _METHODS:
-                _answer_with_problems(path[method]["responses"])
+        for path, operations in schema.get("paths", {}).items():
+            for method in operations.keys() & _METHODS:
+                _complete(path, operations[method])
         app.openapi_schema = schema
     return app.openapi_schema
 
 
-def _answer_with_problems(responses: dict[str, Any]) -> None:
+def problem_document(
+    description: str, *, headers: dict[str, Any] | None = None, **members: dict[str, Any]
+) -> dict[str, Any]:
+    """A response that is a problem, for a route's `responses`; `members` are the schemas of those beside the usual."""
+    schema: dict[str, Any] = {"$ref": "#/components/schemas/Problem"}
+    if members:
+        schema = {"allOf": [schema, {"type": "object", "properties": members}]}
+    return {
+        "description": description,
+        "headers": dict(headers or {}),
+        "content": {problems.MEDIA_TYPE: {"schema": schema}},
+    }
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Add what holds for every operation of its kind: the ways in which it may be refused."""
+    responses = operation["responses"]
     if "HTTPValidationError" in str(responses.get("422")):
         del responses["422"]
-    content = {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    responses["default"] = {"description": "A problem", "content": content}
+    for status, description in _refusals(path, operation).items():
+        responses.setdefault(status, problem_document(description))
+    for parameter in operation.get("parameters", []):
+        _forbid_null(parameter["schema"])
+
+
+def _refusals(path: str, operation: dict[str, Any]) -> dict[str, str]:
+    found = {"default": "Any other problem"}
+    found["400"] = "The request cannot be read: `malformed_json`, `malformed_query`, `untrusted_host` and the like"
+    if "security" in operation:
+        found |= {"401": "`unauthenticated`", "403": "`forbidden`: the key does not open this"}
+        found["503"] = "`service_unavailable`: try again"
+    if "{" in path:
+        found["404"] = "`not_found`"
+    if "requestBody" in operation:
+        found |= {"408": "`request_timeout`", "413": "`body_too_large`", "415": "`unsupported_media_type`"}
+    if "requestBody" in operation or "parameters" in operation:
+        found["422"] = "`validation_failed`: `errors` has what is wrong and where"
+    return found
+
+
+def _forbid_null(schema: dict[str, Any]) -> None:
+    """What is optional in Python may be left out of a URL, but there is no null in one."""
+    kinds = [one for one in schema.get("anyOf", []) if one != {"type": "null"}]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema.update(kinds[0])

@@ -216,23 +216,44 @@ def _warn_if(condition: bool) -> Status:
     return Status.WARN if condition else Status.PASS
 
 
+class HealthDocument(JSONResponse):
+    """JSON by the health check draft."""
+
+    media_type = "application/health+json"
+
+
+def _answers(media_type: str) -> dict[int | str, dict[str, Any]]:
+    schema = {"type": "object", "required": ["status"], "properties": {"status": {"enum": list(Status)}}}
+    content = {media_type: {"schema": schema}}
+    return {200: {"content": content}, 503: {"description": "No", "content": content}}
+
+
+_PLAIN = _answers("application/json")
+_DOCUMENT = _answers(HealthDocument.media_type)
+
+
 def router(health: Health) -> APIRouter:
     """`/health/live`, `/health/ready` and `/health`."""
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/health/live", summary="Do the process's own loops make progress?")
+    @routes.get("/health/live", summary="Do the process's own loops make progress?", responses=_PLAIN)
     async def live() -> JSONResponse:
         stalled = health.stalled()
         return _plain(fine=not stalled, stalled=stalled)
 
-    @routes.get("/health/ready", summary="Can the service do its job?")
+    @routes.get("/health/ready", summary="Can the service do its job?", responses=_PLAIN)
     async def ready() -> JSONResponse:
         if health.draining:
             return _plain(fine=False, draining=True)
         failed = (await health.report()).failed
         return _plain(fine=not failed and not health.stalled(), failed=failed)
 
-    @routes.get("/health", summary="Everything that the service depends on")
+    @routes.get(
+        "/health",
+        summary="Everything that the service depends on",
+        response_class=HealthDocument,
+        responses=_DOCUMENT,
+    )
     async def everything() -> JSONResponse:
         return _document(health, await health.report())
 
@@ -257,7 +278,7 @@ def _document(health: Health, report: Report) -> JSONResponse:
         "checks": checks,
     }
     code = 503 if report.status is Status.FAIL else 200
-    return JSONResponse(body, code, media_type="application/health+json")
+    return HealthDocument(body, code)
 
 
 def _entry(reading: Reading, now: str) -> dict[str, Any]:

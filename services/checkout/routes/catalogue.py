@@ -10,6 +10,7 @@ from starlette.responses import Response
 
 from services.checkout.commands.catalogue import AdjustStock
 from services.checkout.domain import Product
+from services.checkout.routes import documents
 from services.checkout.routes.models import ProductIn, Sku, StockIn, fingerprint, parse_key, refuse_card_numbers
 from services.checkout.routes.orders import Key, response
 from services.checkout.routes.wiring import Wired
@@ -23,7 +24,7 @@ Reader = Annotated[Principal, Depends(require("orders:read"))]
 Writer = Annotated[Principal, Depends(require("catalog:write"))]
 
 
-@router.get("", summary="Products, by SKU")
+@router.get("", summary="Products, by SKU", responses=documents.PRODUCTS)
 async def page(
     wired: Wired,
     caller: Reader,  # noqa: ARG001 - being let in is all that counts
@@ -37,7 +38,7 @@ async def page(
     return Response(to_json(body), media_type="application/json")
 
 
-@router.get("/{sku}", summary="One product")
+@router.get("/{sku}", summary="One product", responses=documents.READ_PRODUCT)
 async def read(wired: Wired, caller: Reader, sku: str) -> Response:  # noqa: ARG001
     """The product, its price and its stock."""
     async with wired.db.reading() as connection:
@@ -47,7 +48,7 @@ async def read(wired: Wired, caller: Reader, sku: str) -> Response:  # noqa: ARG
     return Response(to_json(product_body(found)), media_type="application/json")
 
 
-@router.put("/{sku}", summary="Create or change a product")
+@router.put("/{sku}", summary="Create or change a product", responses=documents.PUT_PRODUCT)
 async def put(wired: Wired, caller: Writer, sku: Sku, request: ProductIn) -> Response:  # noqa: ARG001
     """Its stock is not touched; orders placed before keep their price."""
     refuse_card_numbers(f"{sku} {request.model_dump_json()}")
@@ -55,7 +56,12 @@ async def put(wired: Wired, caller: Writer, sku: Sku, request: ProductIn) -> Res
     return Response(to_json(product_body(product)), 201 if created else 200, media_type="application/json")
 
 
-@router.post("/{sku}/stock", summary="Receive or write off stock")
+@router.post(
+    "/{sku}/stock",
+    summary="Receive or write off stock",
+    responses=documents.ADJUST,
+    openapi_extra=documents.WITH_KEY,
+)
 async def adjust(wired: Wired, caller: Writer, sku: str, request: StockIn, idempotency_key: Key = None) -> Response:
     """Add `delta` units (negative: write off); never below zero."""
     key = parse_key(idempotency_key)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from services.checkout.domain import MAX_TOTAL
 from shared.web.problems import Problem
@@ -38,12 +38,35 @@ Email = Annotated[
     AfterValidator(_addressable),
 ]
 
+_LONGEST_NAME, _LONGEST_VALUE = 40, 500
+Metadata = Annotated[
+    dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=_LONGEST_NAME, pattern=PLAIN)],
+        Annotated[str, StringConstraints(max_length=_LONGEST_VALUE, pattern=r"^[^\x00]*$")],
+    ],
+    # pydantic's own says what values of plain names are, but not that there may be no others.
+    WithJsonSchema(
+        {
+            "type": "object",
+            "propertyNames": {"minLength": 1, "maxLength": _LONGEST_NAME, "pattern": PLAIN},
+            "additionalProperties": {"type": "string", "maxLength": _LONGEST_VALUE, "pattern": r"^[^\x00]*$"},
+            "maxProperties": 50,
+            "default": {},
+        }
+    ),
+]
+
 # A number of 13 digits or more, in groups or not; \d stands for the digits of every script.
 _LONG_NUMBER = re.compile(r"(?<![\dA-Za-z_-])\d(?:[ \u00a0-]?\d){12,}(?![\dA-Za-z_-])")
 _CARD_DIGITS = range(13, 20)
 _CARD_GROUPS = 6
 _ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{4}|.)")
-_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+# Bare, or between quotes as a structured field has it. One that only begins with a quote is a mistake.
+IDEMPOTENCY_KEY = (
+    r"[\x21\x23-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?"
+    r'|"[\x21\x23-\x7e](?:[\x20\x21\x23-\x7e]{0,253}[\x21\x23-\x7e])?"'
+)
+_KEY = re.compile(IDEMPOTENCY_KEY)
 
 
 class _Strict(BaseModel):
@@ -84,10 +107,7 @@ class OrderIn(_Strict):
     payment_method: Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_-]{2,254}$")]
     shipping_address: AddressIn | None = None
     expected_total: int | None = Field(None, ge=0, le=MAX_TOTAL)
-    metadata: dict[
-        Annotated[str, StringConstraints(min_length=1, max_length=40, pattern=PLAIN)],
-        Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00]*$")],
-    ] = Field(default_factory=dict, max_length=50)
+    metadata: Metadata = Field(default_factory=dict, max_length=50)
 
 
 class ProductIn(_Strict):
@@ -124,7 +144,7 @@ def refuse_card_numbers(text: str) -> None:
     if "\\" in text:
         text = _ESCAPE.sub(" ", text)  # the n of a line break would be taken for a letter in front of the digits
     for match in _LONG_NUMBER.finditer(text):
-        if any(_luhn(digits) for digits in _candidates(match[0])):
+        if any(int(digits[0]) and _luhn(digits) for digits in _candidates(match[0])):  # no card begins with a 0
             detail = "a field holds what looks like a card number; send a payment method's token, never a card"
             raise Problem(422, "card_number_refused", "Card numbers are refused", detail)
 
@@ -147,12 +167,10 @@ def parse_key(header: str | None) -> str:
         detail = "send an Idempotency-Key header: a new one per order, the same one when you repeat the request"
         raise Problem(400, "idempotency_key_missing", "Idempotency-Key missing", detail)
     key = header.strip()
-    if len(key) > 1 and key[0] == key[-1] == '"':
-        key = key[1:-1]
-    if not _KEY.fullmatch(key) or len(key) > 255:  # noqa: PLR2004 - the contract's limit
+    if not _KEY.fullmatch(key):
         detail = "an Idempotency-Key is 1 to 255 printable ASCII characters"
         raise Problem(400, "idempotency_key_invalid", "Idempotency-Key invalid", detail)
-    return key
+    return key.removeprefix('"').removesuffix('"') if key[0] == '"' else key
 
 
 def _luhn(digits: str) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query
 from starlette.responses import JSONResponse, Response
 
+from services.checkout.routes import documents
 from services.checkout.routes.models import SubscriptionIn
 from services.checkout.routes.wiring import Wired
 from shared.bus.log import Subscription
@@ -20,7 +21,7 @@ router = APIRouter(prefix="/ops", tags=["ops"])
 Operator = Annotated[Principal, Depends(require("ops"))]
 
 
-@router.get("/subscriptions", summary="Who reads the log, and how far they are")
+@router.get("/subscriptions", summary="Who reads the log, and how far they are", responses=documents.SUBSCRIPTIONS)
 async def subscriptions(wired: Wired, caller: Operator) -> JSONResponse:  # noqa: ARG001 - being let in counts
     """Per service and partition: the log's head, what is published, what is settled, what is still to be dealt with."""
     async with wired.db.reading() as connection:
@@ -30,7 +31,7 @@ async def subscriptions(wired: Wired, caller: Operator) -> JSONResponse:  # noqa
     return JSONResponse({"items": items, "has_more": False})
 
 
-@router.post("/subscriptions", status_code=201, summary="Subscribe a service")
+@router.post("/subscriptions", status_code=201, summary="Subscribe a service", responses=documents.SUBSCRIBE)
 async def subscribe(wired: Wired, caller: Operator, request: SubscriptionIn) -> JSONResponse:  # noqa: ARG001
     """From the beginning of the log, or from now; a service that is subscribed already stays as it is."""
     from_now = request.from_ == "now"
@@ -48,7 +49,7 @@ async def unsubscribe(wired: Wired, caller: Operator, name: str) -> Response:  #
     return Response(status_code=204)
 
 
-@router.get("/events", summary="The events of an order")
+@router.get("/events", summary="The events of an order", responses=documents.EVENTS)
 async def events(
     wired: Wired,
     caller: Operator,  # noqa: ARG001

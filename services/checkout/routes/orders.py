@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
-from pydantic import AfterValidator, AwareDatetime
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from services.checkout.commands.answers import Answer, order_body
 from services.checkout.commands.place_order import PlaceOrder
 from services.checkout.domain import Status, Wanted
+from services.checkout.routes import documents
 from services.checkout.routes.models import OrderIn, fingerprint, parse_key
 from services.checkout.routes.wiring import Wired
 from services.checkout.store import orders
@@ -26,7 +28,13 @@ router = APIRouter(prefix="/v1/orders", tags=["orders"])
 
 Writer = Annotated[Principal, Depends(require("orders:write"))]
 Reader = Annotated[Principal, Depends(require("orders:read"))]
-Key = Annotated[str | None, Header(alias="Idempotency-Key", description="1 to 255 printable ASCII characters")]
+Key = Annotated[str | None, Header(alias="Idempotency-Key", include_in_schema=False)]  # see `documents.WITH_KEY`
+
+
+def _rfc3339(text: str) -> str:
+    if not _DATE_AND_TIME.match(text):  # pydantic would take seconds since 1970 as well
+        raise ValueError("write it as 2026-01-31T12:00:00Z")
+    return text
 
 
 def _in_utc(instant: datetime) -> datetime:
@@ -36,10 +44,11 @@ def _in_utc(instant: datetime) -> datetime:
         raise ValueError("outside of the years 1 to 9999") from error
 
 
-Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:")
+Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 
 
-@router.post("", status_code=201, summary="Place an order")
+@router.post("", status_code=201, summary="Place an order", responses=documents.PLACE, openapi_extra=documents.WITH_KEY)
 async def place(wired: Wired, caller: Writer, request: OrderIn, idempotency_key: Key = None) -> Response:
     """Reserve the stock and take the payment; both or neither."""
     key = parse_key(idempotency_key)
@@ -63,7 +72,7 @@ async def place(wired: Wired, caller: Writer, request: OrderIn, idempotency_key:
     return response(await wired.checkout.place(command))
 
 
-@router.get("/{order_id}", summary="One order")
+@router.get("/{order_id}", summary="One order", responses=documents.READ_ORDER)
 async def read(wired: Wired, caller: Reader, order_id: str) -> Response:
     """The order as it stands."""
     found = None
@@ -75,7 +84,7 @@ async def read(wired: Wired, caller: Reader, order_id: str) -> Response:
     return Response(to_json(order_body(found)), media_type="application/json")
 
 
-@router.get("", summary="Orders, newest first")
+@router.get("", summary="Orders, newest first", responses=documents.ORDERS)
 async def page(
     wired: Wired,
     caller: Reader,

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import signal
 import statistics
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -18,7 +17,8 @@ from shared.runtime.process import listen
 from shared.runtime.supervision import http_server
 from shared.web.middleware import Edge
 from tests.integration.checkout.conftest import API_KEY, Shop, body, until
-from tests.integration.sandboxes.programs import SECRET_KEY, Payments, Program, free_port
+from tests.integration.checkout.process import checkout_process
+from tests.integration.sandboxes.programs import Payments, free_port
 
 ORDER = json.dumps(body()).encode()
 GET = b"GET /v1/products/SKU-0001 HTTP/1.1\r\nHost: checkout\r\nAuthorization: Bearer demo-key\r\n"
@@ -96,19 +96,9 @@ async def clients(url: str, count: int) -> AsyncIterator[list[Client]]:
 @pytest_asyncio.fixture(scope="module")
 async def url(checkout_database: str, redis_url: str, payments_server: Payments) -> AsyncIterator[str]:
     """The process itself, as `python -m services.checkout` starts it."""
-    port = free_port()
-    environment = {
-        "CHECKOUT_PORT": str(port),
-        "CHECKOUT_DATABASE_URL": checkout_database,
-        "CHECKOUT_REDIS_URL": redis_url,
-        "CHECKOUT_PAYMENTS_URL": payments_server.program.url,
-        "CHECKOUT_PAYMENTS_SECRET_KEY": SECRET_KEY,
-        "CHECKOUT_TRUSTED_HOSTS": "127.0.0.1, checkout, *.shop.example",
-    }
-    program = Program("services.checkout", environment, f"http://127.0.0.1:{port}")
-    await program.start()
-    yield program.url
-    assert await program.end(signal.SIGTERM) == 0
+    hosts = "127.0.0.1, checkout, *.shop.example"
+    async with checkout_process(checkout_database, redis_url, payments_server, CHECKOUT_TRUSTED_HOSTS=hosts) as program:
+        yield program.url
 
 
 @pytest_asyncio.fixture
