@@ -16,7 +16,9 @@ class CheckoutSettings(ServiceSettings):
     payments_timeout_s: float = Field(8.0, gt=0, le=20, description="longest wait for its answer; then unknown")
     payments_connect_timeout_s: float = Field(2.0, gt=0, le=10, description="longest wait for a connection to it")
     payments_connections: int = Field(128, ge=1, le=2000, description="calls to it at the same time at the most")
-    lease_s: float = Field(20.0, ge=2, le=300, validate_default=True, description="how long an order belongs to the process that placed it")
+    lease_s: float = Field(
+        20.0, ge=2, le=300, validate_default=True, description="how long an order belongs to the process that placed it"
+    )
     reservation_s: float = Field(300.0, ge=10, le=86400, description="how long stock is held for an open order")
     partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")

@@ -131,11 +131,13 @@ class StripeProvider:
         self._transport = AiohttpTransport(client=session)
         self._charges = httpx.URL(f"{base_url}/v1/payment_intents")
         self._longest_s = connect_timeout_s + timeout_s
-        self._headers = {
-            "Authorization": f"Bearer {secret_key}",
-            "Stripe-Version": API_VERSION,
-            "User-Agent": "orderstream-checkout",
-        }
+        # As bytes, because httpx takes them as they are.
+        self._headers = [
+            (b"Host", self._charges.netloc),
+            (b"Authorization", f"Bearer {secret_key}".encode()),
+            (b"Stripe-Version", API_VERSION.encode()),
+            (b"User-Agent", b"orderstream-checkout"),
+        ]
         timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
         self._extensions = {"timeout": timeout.as_dict()}
 
@@ -181,12 +183,14 @@ class StripeProvider:
         self, method: str, url: httpx.URL, *, form: Mapping[str, str] | None = None, key: str | None = None
     ) -> tuple[int, httpx.Headers, object]:
         """Status, headers and JSON body (None when it is none). Raises one of `FAILURES`."""
-        headers = self._headers | ({"Idempotency-Key": key} if key else {})
-        content = None
+        headers = [*self._headers, (b"Idempotency-Key", key.encode())] if key else self._headers
+        stream = None
         if form is not None:
-            headers["Content-Type"] = "application/x-www-form-urlencoded"
-            content = urlencode(form)
-        request = httpx.Request(method, url, headers=headers, content=content, extensions=self._extensions)
+            content = urlencode(form).encode()
+            stream = httpx.ByteStream(content)
+            form_type = (b"Content-Type", b"application/x-www-form-urlencoded")
+            headers = [*headers, form_type, (b"Content-Length", str(len(content)).encode())]
+        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=self._extensions)
         # httpx' time-outs count per read: an answer that drips would never end. Cancelling is safe on this transport,
         # which closes the connection (with httpx' own pool it is not).
         async with asyncio.timeout(self._longest_s):
