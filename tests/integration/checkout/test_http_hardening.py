@@ -2,95 +2,17 @@
 
 import asyncio
 import json
-import statistics
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
-from time import perf_counter
+from contextlib import suppress
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from shared.runtime.connection import Connection
-from shared.runtime.process import listen
-from shared.runtime.supervision import http_server
-from shared.web.middleware import Edge
 from tests.integration.checkout.conftest import API_KEY, Shop, body, until
 from tests.integration.checkout.process import checkout_process
-from tests.integration.sandboxes.programs import Payments, free_port
-
-ORDER = json.dumps(body()).encode()
-GET = b"GET /v1/products/SKU-0001 HTTP/1.1\r\nHost: checkout\r\nAuthorization: Bearer demo-key\r\n"
-POST = GET.replace(b"GET /v1/products/SKU-0001", b"POST /v1/orders") + b"Content-Type: application/json\r\n"
-PROBE = b"GET /health/live HTTP/1.1\r\nHost: checkout\r\n\r\n"
-
-
-@dataclass
-class Answer:
-    """One response, as it came over the wire."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def problem(self) -> tuple[int, str]:
-        """Its status and code, having checked that it is a problem."""
-        assert self.headers["content-type"] == "application/problem+json", self
-        problem = json.loads(self.body)
-        assert problem["status"] == self.status
-        assert problem["request_id"] == self.headers["x-request-id"]
-        return self.status, problem["code"]
-
-
-class Client:
-    """A client that sends whatever bytes it likes."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    async def send(self, data: bytes) -> None:
-        with suppress(ConnectionError):  # the server may have closed: what matters is what it said
-            self._writer.write(data)
-            await self._writer.drain()
-
-    async def answer(self) -> Answer:
-        """The next response."""
-        async with asyncio.timeout(10):
-            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            first, *rest = head.strip().split("\r\n")
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
-            return Answer(
-                int(first.split()[1]), headers, await self._reader.readexactly(int(headers["content-length"]))
-            )
-
-    async def ask(self, data: bytes) -> Answer:
-        """Send and read the response."""
-        await self.send(data)
-        return await self.answer()
-
-    async def is_closed(self, within_s: float = 5) -> bool:
-        """Wait for the end of the connection."""
-        with suppress(ConnectionError):
-            async with asyncio.timeout(within_s):
-                return await self._reader.read() == b""
-        return True
-
-    def leave(self) -> None:
-        self._writer.transport.abort()
-
-
-@asynccontextmanager
-async def clients(url: str, count: int) -> AsyncIterator[list[Client]]:
-    """Open connections, all at once."""
-    address = httpx.URL(url)
-    opened = await asyncio.gather(*(asyncio.open_connection(address.host, address.port) for _ in range(count)))
-    made = [Client(*pair) for pair in opened]
-    yield made
-    for client in made:
-        client.leave()
+from tests.integration.checkout.raw_http import GET, ORDER, POST, PROBE, Client, clients
+from tests.integration.sandboxes.programs import Payments
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -105,25 +27,6 @@ async def url(checkout_database: str, redis_url: str, payments_server: Payments)
 async def client(url: str) -> AsyncIterator[Client]:
     async with clients(url, 1) as [one]:
         yield one
-
-
-class Hasty(Connection):
-    """The same server with less patience."""
-
-    head_deadline_s = 0.5
-
-
-@pytest_asyncio.fixture
-async def hasty(shop: Shop) -> AsyncIterator[str]:
-    """The same application in this process: half a second for the head, one for the body."""
-    server = http_server(Edge(shop.service.http, body_deadline_s=1.0), Hasty)
-    port = free_port()
-    async with AsyncExitStack() as stack:
-        listener = stack.enter_context(listen("127.0.0.1", port, "TEST_PORT"))
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        yield f"http://127.0.0.1:{port}"
-        server.should_exit = True
-        await serving
 
 
 async def test_a_body_above_the_limit_is_refused_however_it_is_announced(client: Client, url: str) -> None:
@@ -350,86 +253,3 @@ async def test_clients_that_leave_half_way_place_nothing_and_those_that_leave_la
 
 async def stock_is(shop: Shop, sku: str, stock: tuple[int, int, int]) -> bool:
     return await shop.stock(sku) == stock
-
-
-async def test_a_connection_that_sends_nothing_is_closed(hasty: str) -> None:
-    async with clients(hasty, 1) as [client]:
-        assert await client.is_closed(within_s=2)
-
-
-async def test_a_head_that_comes_in_drips_is_cut_off(hasty: str) -> None:
-    async with clients(hasty, 2) as [first, second]:
-        await second.ask(PROBE)  # the deadline holds for every request of a connection
-        answers = await asyncio.gather(*(dripping(one, GET) for one in (first, second)))
-
-        assert [answer.problem for answer in answers] == [(408, "request_timeout")] * 2
-        assert await first.is_closed()
-        assert await second.is_closed()
-
-
-async def test_line_breaks_between_requests_do_not_keep_a_connection_open(hasty: str) -> None:
-    async with clients(hasty, 1) as [client]:
-        await client.ask(PROBE)
-        for _ in range(10):
-            await client.send(b"\r\n")
-            await asyncio.sleep(0.06)
-
-        assert await client.is_closed(within_s=1)
-
-
-async def test_a_body_that_comes_in_drips_is_cut_off(shop: Shop, hasty: str) -> None:
-    before = await shop.written()
-
-    async with clients(hasty, 1) as [client]:
-        await client.send(POST + b"Idempotency-Key: drip\r\nContent-Length: 200\r\n\r\n")
-        answer = await dripping(client, ORDER)
-
-        assert answer.problem == (408, "request_timeout")
-        assert await client.is_closed()
-    assert await shop.written() == before
-
-
-async def test_a_connection_that_is_idle_between_requests_is_kept(hasty: str) -> None:
-    async with clients(hasty, 1) as [client]:
-        for _ in range(2):
-            assert (await client.ask(PROBE)).status == 200
-            await asyncio.sleep(2 * Hasty.head_deadline_s)
-        assert (await client.ask(PROBE)).status == 200
-
-
-async def test_hundreds_of_slow_clients_are_closed_and_do_not_slow_down_the_others(hasty: str) -> None:
-    calm = await latency(hasty)
-
-    async with clients(hasty, 300) as slow:
-        heads = [asyncio.create_task(dripping(one, GET)) for one in slow[:100]]
-        for one in slow[100:200]:
-            await one.send(POST + b"Content-Length: 200\r\n\r\n")
-        bodies = [asyncio.create_task(dripping(one, ORDER)) for one in slow[100:200]]
-        crowded = await latency(hasty)
-        answers = await asyncio.gather(*heads, *bodies)
-
-        assert {answer.problem for answer in answers} == {(408, "request_timeout")}
-        assert all(await asyncio.gather(*(one.is_closed() for one in slow)))
-    assert crowded < max(0.05, 5 * calm)
-
-
-async def dripping(client: Client, data: bytes) -> Answer:
-    """Send byte by byte until there is an answer."""
-    answer = asyncio.create_task(client.answer())
-    for byte in data:
-        await client.send(bytes([byte]))
-        done, _ = await asyncio.wait({answer}, timeout=0.05)
-        if done:
-            break
-    return await answer
-
-
-async def latency(url: str) -> float:
-    """The median of some ordinary requests, in seconds."""
-    took = []
-    async with httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {API_KEY}"}) as http:
-        for _ in range(30):
-            started = perf_counter()
-            assert (await http.get("/v1/products/SKU-0001")).status_code == 200
-            took.append(perf_counter() - started)
-    return statistics.median(took)
