@@ -9,11 +9,10 @@ from http import HTTPStatus
 from typing import Any
 
 import httptools
-import structlog
 from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-log = structlog.get_logger()
+from shared.runtime import metrics
 
 HEAD_DEADLINE_S = 10.0
 HEAD_LIMIT_BYTES = 16 * 1024  # many times what browsers, proxies and tracing add up to
@@ -168,7 +167,8 @@ class Connection(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _refuse(self, refused: _Refused) -> None:
-        log.info("connection refused", reason=refused.code)
+        # Counted, not logged: a thousand of them at once must not fill the log.
+        metrics.HTTP_REQUESTS.labels("other", "unmatched", str(refused.status)).inc()
         self.transport.write(_answer(refused))
         self.transport.close()
 
