@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, url: str, api_key: str, path: str = "/v1/orders") -> None:
         """Connect on first use, and again after an error."""
         address = urlsplit(url)
-        self._host, self._port = address.hostname, address.port
+        self._host, self._port = address.hostname or "127.0.0.1", address.port or 80
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nAuthorization: Bearer {api_key}\r\n"
             "Content-Type: application/json\r\n"
