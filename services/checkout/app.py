@@ -60,6 +60,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
         health=health,
         keys=DatabaseKeys(db),
         routers=[orders.router, catalogue.router, ops.router],
+        direct={orders.place: orders.place_directly},
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",
     )
     app.state.wiring = Wiring(checkout, Catalogue(db), db, log, clock)

@@ -13,11 +13,12 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from shared.web import docs, health, problems
+from shared.web.direct import Direct, Handler
 from shared.web.middleware import Edge
 from shared.web.strict_json import make_strict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from fastapi.telemetry import TelemetryConfig
 
@@ -35,8 +36,12 @@ def create_app(
     keys: KeyStore,
     routers: Sequence[APIRouter],
     description: str = "",
+    direct: Mapping[Callable[..., object], Handler] | None = None,
 ) -> FastAPI:
-    """The service's HTTP application. The service puts its own wiring on `app.state.wiring` afterwards."""
+    """The service's HTTP application. The service puts its own wiring on `app.state.wiring` afterwards.
+
+    `direct` maps endpoints that are called all the time to what stands for them (see `shared.web.direct`).
+    """
     app = FastAPI(
         title=f"Orderstream {service}",
         description=description,
@@ -49,9 +54,15 @@ def create_app(
     )
     app.state.keys = keys
     problems.install(app)
-    app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts)
+    shortcuts: dict[tuple[str, str], Direct] = {}
+    app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts, direct=shortcuts)
     for router in [*routers, _own_routes(health), *([docs.router(app)] if settings.docs_enabled else [])]:
         _adopt(app, router)
+    for route in (one for one in app.router.routes if isinstance(one, APIRoute)):
+        if direct and route.endpoint in direct:
+            shortcuts.update(
+                {(method, route.path): Direct(route, direct[route.endpoint]) for method in route.methods or ()}
+            )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
 

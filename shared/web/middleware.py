@@ -10,17 +10,21 @@ import contextlib
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from fastapi.exceptions import RequestValidationError
 from structlog.contextvars import bind_contextvars
 
 from shared.runtime import metrics
 from shared.web import context
 from shared.web.hosts import Hosts
-from shared.web.problems import Problem, not_found, unexpected
+from shared.web.problems import Problem, invalid, not_found, unexpected
+from shared.web.strict_json import StrictRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+    from shared.web.direct import DirectRoutes
 
 BODY_LIMIT_BYTES = 64 * 1024
 BODY_DEADLINE_S = 15.0
@@ -89,8 +93,13 @@ class Edge:
         body_limit: int = BODY_LIMIT_BYTES,
         body_deadline_s: float = BODY_DEADLINE_S,
         trusted_hosts: Sequence[str] = (),
+        direct: DirectRoutes | None = None,
     ) -> None:
-        """`body_limit` bytes at the most, received within `body_deadline_s`; without `trusted_hosts` any will do."""
+        """`body_limit` bytes at the most, received within `body_deadline_s`; without `trusted_hosts` any will do.
+
+        `direct` routes are answered here, without going through the application.
+        """
+        self._direct = direct or {}
         self._app = app
         self._hosts = Hosts(trusted_hosts)
         self._body_limit = body_limit
@@ -116,16 +125,20 @@ class Edge:
         try:
             self._hosts.check(head.get(b"host"), scope["path"])
             _refuse_nul(scope)
-            if head.has_body:
-                receive = _replay(await self._body(head, receive), receive)
-            await self._app(scope, receive, answer.send)
+            body = await self._body(head, receive) if head.has_body else b""
+            direct = self._direct.get((scope["method"], scope["path"]))
+            if direct is not None:
+                scope["route"] = direct.route
+                response = await direct.handle(StrictRequest.holding(scope, receive, body))
+                await response(scope, receive, answer.send)
+            else:
+                await self._app(scope, _replay(body, receive) if head.has_body else receive, answer.send)
         except _Gone:
             return  # nobody is left to answer
         except Exception as error:
             if answer.status:
                 raise  # half an answer is out: the server closes the connection, so that the client notices
-            problem = error if isinstance(error, Problem) else unexpected(error)
-            await problem.response()(scope, receive, answer.send)
+            await _problem_of(error).response()(scope, receive, answer.send)
 
     async def _body(self, head: _Head, receive: Receive) -> bytes:
         refused = self._refusal(head)
@@ -176,6 +189,12 @@ class Edge:
     def _too_large(self) -> Problem:
         detail = f"The body may have at most {self._body_limit} bytes."
         return Problem(413, "body_too_large", detail=detail, headers=_CLOSE)
+
+
+def _problem_of(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    return invalid(error) if isinstance(error, RequestValidationError) else unexpected(error)
 
 
 class _Gone(Exception):

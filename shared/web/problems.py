@@ -131,8 +131,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 async def _on_invalid(_: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    errors = [_entry(detail) for detail in error.errors()[:_MOST_ERRORS]]
-    return validation_failed(errors).response()
+    return invalid(error).response()
+
+
+def invalid(error: RequestValidationError) -> Problem:
+    """What the models found wrong with a request."""
+    return validation_failed([_entry(detail) for detail in error.errors()[:_MOST_ERRORS]])
 
 
 def _entry(detail: Mapping[str, Any]) -> dict[str, str]:

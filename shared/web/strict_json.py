@@ -16,6 +16,7 @@ from shared.web.problems import Problem
 
 if TYPE_CHECKING:
     from starlette.responses import Response
+    from starlette.types import Receive, Scope
 
     Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -49,6 +50,13 @@ class _Refused(ValueError):
 class StrictRequest(Request):
     """A request whose JSON is read strictly."""
 
+    @classmethod
+    def holding(cls, scope: Scope, receive: Receive, body: bytes) -> StrictRequest:
+        """A request whose body has been received."""
+        request = cls(scope, receive)
+        request._body = body  # where Starlette keeps a body that was read before
+        return request
+
     @override
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
@@ -65,13 +73,19 @@ def make_strict(route: APIRoute) -> None:
 def _strictly(handler: Handler) -> Handler:
     async def handle(request: Request) -> Response:
         strict = StrictRequest(request.scope, request.receive)
-        if await strict.body():
-            if not _JSON_TYPE.fullmatch(strict.headers.get("content-type", "")):
-                raise Problem(415, "unsupported_media_type", detail="The body must be application/json.")
-            await strict.json()
+        await read_json(strict)
         return await handler(strict)
 
     return handle
+
+
+async def read_json(request: StrictRequest) -> Any:  # noqa: ANN401 - any JSON value
+    """The body's value, None without a body; raises a problem unless the request says that it is JSON, and it is."""
+    if not await request.body():
+        return None
+    if not _JSON_TYPE.fullmatch(request.headers.get("content-type", "")):
+        raise Problem(415, "unsupported_media_type", detail="The body must be application/json.")
+    return await request.json()
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -33,6 +33,8 @@ class Answer:
 
 def of_order(order: Order) -> Answer:
     """The answer to `POST /v1/orders` for an order in its present state."""
+    if order.payment.status == "not_executed":
+        return provider_unavailable("it did not take the charge")
     if order.status is Status.FAILED:
         code = order.payment.decline_code
         return problem(

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
 from typing import Annotated
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import httpx
 import structlog
@@ -45,6 +44,10 @@ from services.checkout.payments.port import (
 log = structlog.get_logger()
 
 API_VERSION = "2026-09-30.clover"  # pinned: the provider must not change its answers under us
+# Written out: encoding the same pairs for every charge was a sixth of its cost.
+_CONFIRM = (
+    "confirm=true&automatic_payment_methods%5Benabled%5D=true&automatic_payment_methods%5Ballow_redirects%5D=never"
+)
 OK = 200
 DECLINED = 402
 LOCKED = 409
@@ -137,22 +140,18 @@ class StripeProvider:
             (b"Authorization", f"Bearer {secret_key}".encode()),
             (b"Stripe-Version", API_VERSION.encode()),
             (b"User-Agent", b"orderstream-checkout"),
+            (b"Accept-Encoding", b"identity"),
         ]
         timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
         self._extensions = {"timeout": timeout.as_dict()}
 
     async def charge(self, charge: Charge) -> Outcome:
         """Create and confirm a payment intent in one call."""
-        form = {
-            "amount": str(charge.amount),
-            "currency": charge.currency.lower(),
-            "payment_method": charge.method,
-            "confirm": "true",
-            "automatic_payment_methods[enabled]": "true",
-            "automatic_payment_methods[allow_redirects]": "never",
-            "metadata[order_id]": charge.order_id,
-            "metadata[tenant]": charge.tenant,
-        }
+        form = (
+            f"{_CONFIRM}&amount={charge.amount}&currency={charge.currency.lower()}"
+            f"&payment_method={quote(charge.method)}&metadata%5Border_id%5D={quote(charge.order_id)}"
+            f"&metadata%5Btenant%5D={quote(charge.tenant)}"
+        )
         try:
             status, headers, body = await self._call("POST", self._charges, form=form, key=charge.key)
         except FAILURES as error:
@@ -180,13 +179,13 @@ class StripeProvider:
         await self._transport.aclose()
 
     async def _call(
-        self, method: str, url: httpx.URL, *, form: Mapping[str, str] | None = None, key: str | None = None
+        self, method: str, url: httpx.URL, *, form: str | None = None, key: str | None = None
     ) -> tuple[int, httpx.Headers, object]:
         """Status, headers and JSON body (None when it is none). Raises one of `FAILURES`."""
         headers = [*self._headers, (b"Idempotency-Key", key.encode())] if key else self._headers
         stream = None
         if form is not None:
-            content = urlencode(form).encode()
+            content = form.encode()
             stream = httpx.ByteStream(content)
             form_type = (b"Content-Type", b"application/x-www-form-urlencoded")
             headers = [*headers, form_type, (b"Content-Length", str(len(content)).encode())]
@@ -196,9 +195,18 @@ class StripeProvider:
         async with asyncio.timeout(self._longest_s):
             answer = await self._transport.handle_async_request(request)
             try:
-                return answer.status_code, answer.headers, _json(await answer.aread())
+                # Straight from the stream: identity was asked for, and what is encoded all the same is not believed.
+                content = b"".join([chunk async for chunk in _stream_of(answer)])
+                plain = answer.headers.get("Content-Encoding", "identity") == "identity"
+                return answer.status_code, answer.headers, _json(content) if plain else None
             finally:
                 await answer.aclose()
+
+
+def _stream_of(answer: httpx.Response) -> httpx.AsyncByteStream:
+    if not isinstance(answer.stream, httpx.AsyncByteStream):
+        raise TypeError(answer.stream)
+    return answer.stream
 
 
 def _never_sent(error: Exception) -> bool:
