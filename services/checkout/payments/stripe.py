@@ -5,12 +5,11 @@ https://docs.stripe.com/api/idempotent_requests, https://docs.stripe.com/error-l
 
 from __future__ import annotations
 
-import asyncio
 import json
+from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import quote, urlencode
 
-import httpx
 import structlog
 from aiohttp import (
     ClientConnectorError,
@@ -18,9 +17,9 @@ from aiohttp import (
     ClientSession,
     ClientTimeout,
     ConnectionTimeoutError,
+    DummyCookieJar,
     TCPConnector,
 )
-from httpx_aiohttp import AiohttpTransport
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -29,6 +28,7 @@ from pydantic import (
     ValidatorFunctionWrapHandler,
     WrapValidator,
 )
+from yarl import URL
 
 from services.checkout.payments.port import (
     Captured,
@@ -52,8 +52,7 @@ OK = 200
 DECLINED = 402
 LOCKED = 409
 TOO_MANY = 429
-# The transport translates most of aiohttp's errors into httpx' own, but not all of them.
-FAILURES = (httpx.HTTPError, ClientError, OSError, ValueError)
+FAILURES = (ClientError, OSError, ValueError)  # asyncio's TimeoutError is an OSError
 
 
 # What a provider says is untrusted input, and some of it is stored: short, and nothing that Postgres cannot keep.
@@ -127,23 +126,18 @@ class StripeProvider:
         self, base_url: str, secret_key: str, *, timeout_s: float, connect_timeout_s: float, connections: int
     ) -> None:
         """Nothing is sent before the first call. Call from inside the running event loop."""
+        self._charges = URL(f"{base_url}/v1/payment_intents", encoded=True)
         connector = TCPConnector(limit=connections, keepalive_timeout=15, ttl_dns_cache=30)
-        session = ClientSession(connector=connector, timeout=ClientTimeout(total=None))
-        # httpx' requests and responses over aiohttp's connections, without httpx' client in between: there are no
-        # redirects, cookies or auth flows here, and it would double the cost of a call.
-        self._transport = AiohttpTransport(client=session)
-        self._charges = httpx.URL(f"{base_url}/v1/payment_intents")
-        self._longest_s = connect_timeout_s + timeout_s
-        # As bytes, because httpx takes them as they are.
-        self._headers = [
-            (b"Host", self._charges.netloc),
-            (b"Authorization", f"Bearer {secret_key}".encode()),
-            (b"Stripe-Version", API_VERSION.encode()),
-            (b"User-Agent", b"orderstream-checkout"),
-            (b"Accept-Encoding", b"identity"),
-        ]
-        timeout = httpx.Timeout(timeout_s, connect=connect_timeout_s, pool=connect_timeout_s)
-        self._extensions = {"timeout": timeout.as_dict()}
+        # `total` also ends an answer that drips: the other time-outs count from byte to byte.
+        timeout = ClientTimeout(total=connect_timeout_s + timeout_s, connect=connect_timeout_s, sock_read=timeout_s)
+        headers = {
+            "Authorization": f"Bearer {secret_key}",
+            "Stripe-Version": API_VERSION,
+            "User-Agent": "orderstream-checkout",
+        }
+        self._session = ClientSession(
+            connector=connector, timeout=timeout, headers=headers, cookie_jar=DummyCookieJar(), trust_env=True
+        )
 
     async def charge(self, charge: Charge) -> Outcome:
         """Create and confirm a payment intent in one call."""
@@ -162,7 +156,7 @@ class StripeProvider:
         """Search for the order's payment intent."""
         query = urlencode({"query": f"metadata['order_id']:'{charge.order_id}'"})
         try:
-            status, _, body = await self._call("GET", httpx.URL(f"{self._charges}/search?{query}"))
+            status, _, body = await self._call("GET", URL(f"{self._charges}/search?{query}", encoded=True))
         except FAILURES as error:
             return Unknown(_reason(error))
         found = _found(body) if status == OK else None
@@ -172,55 +166,31 @@ class StripeProvider:
 
     async def ping(self) -> None:
         """Any answer will do: what counts is that somebody is there."""
-        await self._call("GET", httpx.URL(f"{self._charges}?limit=1"))
+        await self._call("GET", self._charges.with_query(limit=1))
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._transport.aclose()
+        await self._session.close()
 
     async def _call(
-        self, method: str, url: httpx.URL, *, form: str | None = None, key: str | None = None
-    ) -> tuple[int, httpx.Headers, object]:
+        self, method: str, url: URL, *, form: str | None = None, key: str | None = None
+    ) -> tuple[int, Mapping[str, str], object]:
         """Status, headers and JSON body (None when it is none). Raises one of `FAILURES`."""
-        headers = [*self._headers, (b"Idempotency-Key", key.encode())] if key else self._headers
-        stream = None
+        headers = {"Idempotency-Key": key} if key else {}
+        content = None
         if form is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded"
             content = form.encode()
-            stream = httpx.ByteStream(content)
-            form_type = (b"Content-Type", b"application/x-www-form-urlencoded")
-            headers = [*headers, form_type, (b"Content-Length", str(len(content)).encode())]
-        request = httpx.Request(method, url, headers=headers, stream=stream, extensions=self._extensions)
-        # httpx' time-outs count per read: an answer that drips would never end. Cancelling is safe on this transport,
-        # which closes the connection (with httpx' own pool it is not).
-        async with asyncio.timeout(self._longest_s):
-            answer = await self._transport.handle_async_request(request)
-            try:
-                # Straight from the stream: identity was asked for, and what is encoded all the same is not believed.
-                content = b"".join([chunk async for chunk in _stream_of(answer)])
-                plain = answer.headers.get("Content-Encoding", "identity") == "identity"
-                return answer.status_code, answer.headers, _json(content) if plain else None
-            finally:
-                await answer.aclose()
-
-
-def _stream_of(answer: httpx.Response) -> httpx.AsyncByteStream:
-    if not isinstance(answer.stream, httpx.AsyncByteStream):
-        raise TypeError(answer.stream)
-    return answer.stream
+        async with self._session.request(method, url, data=content, headers=headers, allow_redirects=False) as answer:
+            return answer.status, answer.headers, _json(await answer.read())
 
 
 def _never_sent(error: Exception) -> bool:
-    """Whether not a byte of the request has left: the one failure of the network that is certain.
-
-    httpx' own class does not tell: the aiohttp transport calls a connection that was reset after sending a
-    `ConnectTimeout`, just like one that never came about. Believing it would release the stock of paid orders.
-    """
-    if isinstance(error, httpx.PoolTimeout):
-        return True
-    return isinstance(error.__cause__, ClientConnectorError | ConnectionTimeoutError)
+    """Whether not a byte of the request has left: the one failure of the network that is certain."""
+    return isinstance(error, ClientConnectorError | ConnectionTimeoutError)
 
 
-def _outcome(charge: Charge, status: int, headers: httpx.Headers, body: object) -> Outcome:
+def _outcome(charge: Charge, status: int, headers: Mapping[str, str], body: object) -> Outcome:
     if status == OK:
         return _of_intent(charge, body)
     if status == TOO_MANY:
@@ -300,7 +270,7 @@ def _json(content: bytes) -> object:
         return None
 
 
-def _retry_after_s(headers: httpx.Headers) -> float | None:
+def _retry_after_s(headers: Mapping[str, str]) -> float | None:
     value = headers.get("Retry-After", "")
     return float(value) if value.isdecimal() and len(value) < 6 else None  # noqa: PLR2004 - a day has five digits
 
