@@ -135,8 +135,9 @@ class StripeProvider:
             "Stripe-Version": API_VERSION,
             "User-Agent": "orderstream-checkout",
         }
+        # Not `trust_env`: looking for a proxy in the environment costs more than the whole call.
         self._session = ClientSession(
-            connector=connector, timeout=timeout, headers=headers, cookie_jar=DummyCookieJar(), trust_env=True
+            connector=connector, timeout=timeout, headers=headers, cookie_jar=DummyCookieJar()
         )
 
     async def charge(self, charge: Charge) -> Outcome:
