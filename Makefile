@@ -66,6 +66,10 @@ demo: install ## Put one order through the running platform and show what happen
 test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
 	@$(PY) -m pytest $(ARGS)
 
+.PHONY: bench
+bench: install ## Measure this machine (two minutes); prints a table, writes .run/bench/result.json
+	@$(PY) -m tests.bench $(ARGS)
+
 .PHONY: check
 check: lint types imports dependencies test ## Everything that CI checks
 

@@ -8,7 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-MAX_TOTAL = 10**12  # minor units; far above any order, far below what 64 bits hold when many are added up
+# Minor units. What payment providers take: Stripe charges at most eight digits and never nothing.
+MIN_TOTAL, MAX_TOTAL = 1, 99_999_999
 
 
 class Status(StrEnum):
@@ -185,8 +186,9 @@ def price(
             return Complaint("currency_mismatch", detail, "/currency")
         lines.append(Line(product.sku, product.name, want.quantity, product.unit_price))
     total = sum(line.subtotal for line in lines)
-    if total > MAX_TOTAL:
-        return Complaint("total_too_large", f"the total {total} is above {MAX_TOTAL} minor units", "/lines")
+    if not MIN_TOTAL <= total <= MAX_TOTAL:
+        detail = f"the total is {total} minor units; {MIN_TOTAL} to {MAX_TOTAL} can be charged"
+        return Complaint("total_not_chargeable", detail, "/lines")
     if expected_total is not None and expected_total != total:
         return Complaint("total_mismatch", f"the total is {total}, not {expected_total}", "/expected_total")
     return tuple(lines)

@@ -118,7 +118,7 @@ def test_a_price_is_the_catalogues_and_adds_up(wanted: dict[str, int], unit_pric
         ([Wanted("A", 1)], "USD", None, "currency_mismatch", "/currency"),
         ([Wanted("A", 1)], "EUR", 99, "total_mismatch", "/expected_total"),
         ([Wanted("A", 1)], "EUR", 0, "total_mismatch", "/expected_total"),
-        ([Wanted("A", MAX_TOTAL // 100 + 1)], "EUR", None, "total_too_large", "/lines"),
+        ([Wanted("A", MAX_TOTAL // 100 + 1)], "EUR", None, "total_not_chargeable", "/lines"),
     ],
 )
 def test_what_cannot_be_priced_is_named(
