@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 from contextvars import ContextVar
+
+from shared.runtime.identifiers import random_bytes
 
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
@@ -16,7 +17,7 @@ traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 def accept_request_id(sent: bytes | None) -> str:
     """The client's id when it is harmless enough for headers and logs, otherwise a new one."""
     text = sent.decode("latin-1") if sent else ""
-    return text if _REQUEST_ID.fullmatch(text) else os.urandom(16).hex()
+    return text if _REQUEST_ID.fullmatch(text) else random_bytes(16).hex()
 
 
 def accept_traceparent(sent: bytes | None) -> str | None:

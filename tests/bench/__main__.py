@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local import postgres
-from tests.support.invariants import violations
 from tests.support.load import closed_loop, open_loop, order_body
 from tests.support.platform import ROOT, Platform, free_base
 
@@ -53,10 +52,9 @@ async def measure(platform: Platform, seconds: float, rounds: int) -> dict[str, 
         "  its p99, ms": round(statistics.median(latencies)),
         "pgbench: updates/s of one hot row, 64 connections": round(statistics.median(hot_row)),
         "  orders per update": round(statistics.median(a / b for a, b in zip(hot_sku, hot_row, strict=True)), 2),
-        "seconds until everybody had caught up": round(backlog_s, 1),
+        "seconds until every service had settled every event": round(backlog_s, 1),
         "commit to effect at 100 orders/s, p50 ms": p50_ms,
         "commit to effect at 100 orders/s, p99 ms": p99_ms,
-        "violations at rest": len(await violations(platform.env)),
     }
 
 
@@ -73,11 +71,18 @@ def pgbench(platform: Platform, seconds: float) -> float:
 
 
 async def drained(platform: Platform) -> float:
-    """Wait until every service has dealt with every event, and every mail is sent."""
+    """Wait until every service has settled every event (mails go on at their own rate)."""
     began = time.monotonic()
-    while await violations(platform.env):
-        await asyncio.sleep(0.5)
+    async with httpx.AsyncClient(headers={"Authorization": f"Bearer {platform.env['OPS_KEY']}"}) as client:
+        while any(one["backlog"] for one in await _subscriptions(client, platform)):
+            await asyncio.sleep(0.2)
     return time.monotonic() - began
+
+
+async def _subscriptions(client: httpx.AsyncClient, platform: Platform) -> list[dict[str, int]]:
+    answer = await client.get(f"{platform.env['CHECKOUT_URL']}/ops/subscriptions")
+    items: list[dict[str, int]] = answer.json()["items"]
+    return items
 
 
 async def commit_to_effect(platform: Platform) -> tuple[float, float]:
