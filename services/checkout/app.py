@@ -63,7 +63,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
         direct={orders.place: orders.place_directly},
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",
     )
-    app.state.wiring = Wiring(checkout, Catalogue(db), db, log, clock)
+    app.state.wiring = Wiring(checkout, Catalogue(db), db, log, clock, health)
     return Service(app, [checkout, recovery, relays], [batches], health.drain)
 
 

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import json
+from functools import cache
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
-from starlette.responses import JSONResponse, Response
+from jinja2 import Template
+from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from services.checkout.routes import documents
 from services.checkout.routes.models import SubscriptionIn
-from services.checkout.routes.wiring import Wired
+from services.checkout.routes.wiring import Wired, Wiring
+from services.checkout.store import orders
 from shared.bus.log import Subscription
 from shared.contracts.envelope import rfc3339
 from shared.web.auth import Principal, require
 from shared.web.problems import not_found
+from shared.web.templating import environment
 
 router = APIRouter(prefix="/ops", tags=["ops"])
 
 Operator = Annotated[Principal, Depends(require("ops"))]
 
 
+@cache
+def _template() -> Template:
+    return environment(Path(__file__).parents[1] / "templates").get_template("ops.html")
+
+
+@router.get("", include_in_schema=False, response_class=HTMLResponse)
+async def page(wired: Wired, caller: Operator) -> HTMLResponse:  # noqa: ARG001 - being let in counts
+    """The page for people on call: who reads the log, which orders are not final, how everything else is."""
+    readers = await _readers(wired)
+    async with wired.db.reading() as connection:
+        unfinished = await orders.unfinished(connection)
+    report = await wired.health.report()
+    return HTMLResponse(_template().render(report=report, subscriptions=readers, unfinished=unfinished))
+
+
 @router.get("/subscriptions", summary="Who reads the log, and how far they are", responses=documents.SUBSCRIPTIONS)
 async def subscriptions(wired: Wired, caller: Operator) -> JSONResponse:  # noqa: ARG001 - being let in counts
     """Per service and partition: the log's head, what is published, what is settled, what is still to be dealt with."""
-    async with wired.db.reading() as connection:
-        found = await wired.log.subscriptions(connection)
-        heads = {p: await wired.log.head(connection, p) for p in {one.partition for one in found}}
-    items = [_body(one, heads[one.partition]) for one in found]
-    return JSONResponse({"items": items, "has_more": False})
+    return JSONResponse({"items": await _readers(wired), "has_more": False})
 
 
 @router.post("/subscriptions", status_code=201, summary="Subscribe a service", responses=documents.SUBSCRIBE)
@@ -68,6 +84,13 @@ async def events(
         for one in found
     ]
     return JSONResponse({"items": items, "has_more": False})
+
+
+async def _readers(wired: Wiring) -> list[dict[str, object]]:
+    async with wired.db.reading() as connection:
+        found = await wired.log.subscriptions(connection)
+        heads = {p: await wired.log.head(connection, p) for p in {one.partition for one in found}}
+    return [_body(one, heads[one.partition]) for one in found]
 
 
 def _body(one: Subscription, head: int) -> dict[str, object]:

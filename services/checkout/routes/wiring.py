@@ -12,6 +12,7 @@ from services.checkout.commands.checkout import Checkout
 from shared.bus.log import EventLog
 from shared.runtime.clock import Clock
 from shared.runtime.db import Database
+from shared.web.health import Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Wiring:
     db: Database
     log: EventLog
     clock: Clock
+    health: Health
 
 
 async def _wiring(request: Request) -> Wiring:

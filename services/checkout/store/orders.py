@@ -157,6 +157,12 @@ _PAGE = text(
     ORDER BY o.id DESC LIMIT :limit
     """
 ).bindparams(bindparam("since", type_=DateTime(timezone=True)))
+_UNFINISHED = text(
+    """
+    SELECT status, count(*) AS orders, min(created_at) AS oldest FROM orders
+    WHERE status IN ('pending', 'payment_unknown', 'requires_action') GROUP BY status ORDER BY status
+    """
+)
 _TAKE_OVER = text(
     """
     UPDATE orders SET lease_token = lease_token + 1, recoveries = recoveries + 1,
@@ -297,6 +303,20 @@ async def take_over(connection: AsyncConnection, lease_s: float, limit: int) -> 
     leases = {row.id: row for row in rows}
     found = await some(connection, list(leases)) if leases else []
     return [TakenOver(order, leases[order.id].lease_token, leases[order.id].recoveries) for order in found]
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """How many orders stand in a state that is not final, and since when the oldest of them."""
+
+    status: str
+    count: int
+    oldest: datetime
+
+
+async def unfinished(connection: AsyncConnection) -> list[Unfinished]:
+    """The orders that are not final, by status."""
+    return [Unfinished(row.status, row.orders, row.oldest) for row in await connection.execute(_UNFINISHED)]
 
 
 def _order(row: Row[Any]) -> Order:
