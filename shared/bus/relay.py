@@ -236,8 +236,8 @@ class Relay(Loop):
 def rest_s(published: int) -> float:
     """How long to rest after a pass, so that commits can gather: every commit wakes every relay.
 
-    At 100 events a second 7 ms, above 300 soon the full 100 ms: the busier it is, the more a pass and each of the services
-    behind it save by taking more at once, and nobody waits for them.
+    At 100 events a second 7 ms, above 300 soon the full 100 ms: the busier it is, the more a pass and each of the
+    services behind it save by taking more at once, and nobody waits for them.
     """
     return min(LONGEST_REST_S, REST_S + published * REST_PER_EVENT_S)
 
