@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from services.checkout.domain import (
     MAX_TOTAL,
+    MIN_TOTAL,
     OPEN,
     TRANSITIONS,
     Complaint,
@@ -98,12 +99,16 @@ def test_a_released_reservation_leaves_no_trace(stock: dict[str, int], orders: l
 
 
 @given(st.dictionaries(st.sampled_from(SKUS), st.integers(1, 10_000), min_size=1), st.integers(0, 10**6))
-def test_a_price_is_the_catalogues_and_adds_up(wanted: dict[str, int], unit_price: int) -> None:
+def test_a_price_is_the_catalogues_and_adds_up_to_what_can_be_charged(wanted: dict[str, int], unit_price: int) -> None:
     shelf = Shelf({sku: Product(sku, "P", unit_price, "EUR", 0) for sku in SKUS})
     total = sum(wanted.values()) * unit_price
 
     lines = price([Wanted(*item) for item in wanted.items()], "EUR", total, shelf)
 
+    if not MIN_TOTAL <= total <= MAX_TOTAL:
+        assert isinstance(lines, Complaint)
+        assert lines.code == "total_not_chargeable"
+        return
     assert not isinstance(lines, Complaint)
     assert [(line.sku, line.quantity, line.unit_price) for line in lines] == [
         (sku, quantity, unit_price) for sku, quantity in wanted.items()
