@@ -25,11 +25,6 @@ from shared.web.app import create_app
 from shared.web.health import Check, Health, timed
 
 NAME = "checkout"
-SUBSCRIBERS = (
-    "email",
-    "analytics",
-    "warehouse",
-)  # subscribed when the log is new; others are added by the ops API
 
 
 async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:

@@ -165,10 +165,6 @@ _BLOCKED = text(
     """
 ).bindparams(bindparam("subjects", type_=ARRAY(Text)))
 
-_KNOWN = text("SELECT event_id FROM deliveries WHERE event_id = ANY(:ids)").bindparams(
-    bindparam("ids", type_=ARRAY(postgresql.UUID))
-)
-
 # Attempts are counted before the work: an event that kills the process has used one up each time.
 _TAKE = text(
     """
@@ -261,10 +257,6 @@ class Ledger:
             },
         )
         return set(written.scalars())
-
-    async def known(self, connection: AsyncConnection, ids: Sequence[UUID]) -> set[UUID]:
-        """Which of the events have a row."""
-        return set((await connection.execute(_KNOWN, {"ids": list(ids)})).scalars())
 
     async def blocked(self, connection: AsyncConnection, subjects: Sequence[str]) -> set[str]:
         """Which of the orders have an event that is still to be tried."""

@@ -16,6 +16,7 @@ import uvloop
 from typing_extensions import override
 
 from shared.runtime import metrics, telemetry
+from shared.runtime.errors import ConfigurationError
 from shared.runtime.migrations import upgrade
 from shared.runtime.settings import AnySettings, load, stop
 from shared.runtime.supervision import Loop, http_server, supervise
@@ -65,7 +66,10 @@ class Entry(Generic[AnySettings]):
             stop(f"usage: python -m services.{self.name} [{' | '.join(commands)}]")
         settings = load(self.settings)
         telemetry.configure(self.name, form=settings.log_format, level=settings.log_level)
-        uvloop.run(commands[words[0]](settings) if words else self._serve(settings))
+        try:
+            uvloop.run(commands[words[0]](settings) if words else self._serve(settings))
+        except ConfigurationError as error:
+            stop(str(error))  # one line that says what to do, no stack trace
 
     async def _migrate(self, settings: AnySettings) -> None:
         url = settings.migrator_database_url or settings.database_url

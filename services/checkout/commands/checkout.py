@@ -61,11 +61,6 @@ class Checkout(Loop):
         if self._running:
             await asyncio.wait(list(self._running.values()))
 
-    @property
-    def in_flight(self) -> int:
-        """Orders between place and settle."""
-        return len(self._running)
-
     async def place(self, command: PlaceOrder) -> Answer:
         """Place an order, or repeat the answer that its key got before.
 
