@@ -92,6 +92,49 @@ class Order:
         return {line.sku: line.quantity for line in self.lines}
 
 
+class RefundKind(StrEnum):
+    """Why money goes back: asked for, with the whole order, or because it came after the order had ended."""
+
+    REFUND = "refund"
+    CANCEL = "cancel"
+    LATE_SUCCESS = "late_success"
+
+
+class RefundStatus(StrEnum):
+    """The states of a refund; the last two are final."""
+
+    CREATED = "created"
+    UNKNOWN = "unknown"
+    SUCCEEDED = "succeeded"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money on its way back, under one provider key, with frozen parameters; in minor units."""
+
+    id: str
+    order_id: str
+    tenant: str
+    number: int  # 1, 2, 3 … per order
+    kind: RefundKind
+    status: RefundStatus
+    payment_reference: str
+    amount: int
+    currency: str
+    created_at: datetime
+    reason: str | None = None
+    idempotency_key: str | None = None
+    provider_reference: str | None = None
+    refusal: str | None = None
+    settled_at: datetime | None = None
+
+    @property
+    def provider_key(self) -> str:
+        """The provider's idempotency key (at most 64 characters)."""
+        return f"refund:{self.order_id}:{self.number}"
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """A line as the client asked for it."""
@@ -166,6 +209,12 @@ class Shelf:
         """Give a reservation back."""
         for line in lines:
             _add(self.reserved, line.sku, -line.quantity)
+            _add(self.available, line.sku, line.quantity)
+
+    def take_back(self, lines: Sequence[Line]) -> None:
+        """Undo a sale."""
+        for line in lines:
+            _add(self.sold, line.sku, -line.quantity)
             _add(self.available, line.sku, line.quantity)
 
     def _left(self, sku: str) -> int:

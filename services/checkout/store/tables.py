@@ -14,12 +14,13 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
     func,
     text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
-from services.checkout.domain import Status
+from services.checkout.domain import RefundKind, RefundStatus, Status
 
 metadata = MetaData()
 
@@ -138,6 +139,49 @@ order_transitions = Table(
     Column("cause", Text, nullable=False),
     Column("at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Index("order_transitions_order", "order_id", "id"),
+)
+
+refunds = Table(
+    "refunds",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("order_id", Text, nullable=False),
+    Column("tenant_id", Text, nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("provider_key", Text, nullable=False, unique=True),
+    Column("payment_reference", Text, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("currency", Text, nullable=False),
+    Column("reason", Text),
+    Column("idempotency_key", Text, comment="of the request; null when nobody asked"),
+    Column("provider_reference", Text),
+    Column("refusal", Text, comment="the provider's code, or not_executed"),
+    Column(
+        "lease_token",
+        Integer,
+        nullable=False,
+        comment="grows with every takeover; each later write repeats it",
+    ),
+    _instant("lease_until"),
+    Column("recoveries", Integer, nullable=False, server_default=text("0")),
+    _instant(_CREATED_AT, nullable=False),
+    _instant("settled_at"),
+    UniqueConstraint("order_id", "number"),
+    CheckConstraint("amount > 0", name="refunds_amount_positive"),
+    CheckConstraint(f"kind IN ({', '.join(repr(str(kind)) for kind in RefundKind)})", name="refunds_kind_known"),
+    CheckConstraint(
+        f"status IN ({', '.join(repr(str(status)) for status in RefundStatus)})", name="refunds_status_known"
+    ),
+    Index("refunds_open", "lease_until", postgresql_where=text("status IN ('created', 'unknown')")),
+    Index(
+        "refunds_late_success_once",
+        "order_id",
+        "payment_reference",
+        unique=True,
+        postgresql_where=text("kind = 'late_success'"),
+    ),
 )
 
 idempotency_keys = Table(
