@@ -184,6 +184,35 @@ refunds = Table(
     ),
 )
 
+provider_events = Table(
+    "provider_events",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("order_id", Text, nullable=False),
+    Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column(
+        "look_at",
+        DateTime(timezone=True),
+        comment="when to ask the provider about an order that has failed; null: nothing to ask",
+    ),
+    Index("provider_events_open", "look_at", postgresql_where=text("look_at IS NOT NULL")),
+    Index("provider_events_received", "received_at"),
+)
+
+reconciliation = Table(
+    "reconciliation",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column(
+        "done_until",
+        DateTime(timezone=True),
+        nullable=False,
+        comment="everything that happened before was compared",
+    ),
+    Column("due_at", DateTime(timezone=True), nullable=False, comment="and whoever comes then may go on"),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
