@@ -21,6 +21,9 @@ BATCH_SIZE = Histogram("orderstream_batch_size", "Commands per transaction", ("g
 # Checkout
 ORDERS = Counter("orderstream_orders", "Orders by what the client was told", ("outcome",))
 CHARGE_SECONDS = Histogram("orderstream_charge_seconds", "Seconds of a payment call", ("outcome",), buckets=_FAST_S)
+PAYMENT_ANSWERS_NOT_BELIEVED = Counter(
+    "orderstream_payment_answers_not_believed", "Answers of the payment provider that do not fit what was asked"
+)
 RECOVERED = Counter("orderstream_orders_recovered", "Orders that the recovery loop finished", ("status",))
 
 # Relay: one set per subscription and partition

@@ -218,3 +218,9 @@ def render_charge(intent: Intent, refunded: int) -> dict[str, Any]:
         "refunded": refunded == intent.amount and intent.captured > 0,
         "status": "succeeded" if intent.captured else "failed",
     }
+
+
+def render_with_charge(intent: Intent) -> dict[str, Any]:
+    """With `latest_charge` expanded."""
+    charge = None if intent.charge is None else render_charge(intent, intent.refunded)
+    return {**render(intent), "latest_charge": charge}

@@ -65,6 +65,7 @@ CONFIRM = frozenset(
         "use_stripe_sdk",
     }
 )
+EXPANDABLE = frozenset({"data.latest_charge"})
 CANCEL = frozenset({"cancellation_reason"})
 REFUND = frozenset({"amount", "charge", "metadata", "payment_intent", "reason"})
 METHOD_LISTS = ("payment_method_types", "allowed_payment_method_types")  # the older name and the newer
@@ -142,10 +143,15 @@ def get_intent(call: Call) -> Answer:
 
 
 def list_intents(call: Call) -> Answer:
-    page = pages.read_page(call.form, frozenset())
+    page = pages.read_page(call.form, frozenset({"created", "expand"}))
+    expand = strings(call.form, "expand")
+    if not EXPANDABLE.issuperset(expand):
+        raise InvalidRequest(f"This property cannot be expanded here: use {', '.join(EXPANDABLE)}.", param="expand")
     ledger = call.ledger
-    found, more = pages.newest_first(ledger.intents, page, ledger.intent_position, lambda _intent: True)
-    return _list("/v1/payment_intents", [intents.render(intent) for intent in found], more=more)
+    within = pages.created_within(call.form, ledger.intents)
+    found, more = pages.newest_first(ledger.intents, page, ledger.intent_position, lambda _intent: True, within)
+    rendered = [intents.render_with_charge(intent) if expand else intents.render(intent) for intent in found]
+    return _list("/v1/payment_intents", rendered, more=more)
 
 
 def search_intents(call: Call) -> Answer:

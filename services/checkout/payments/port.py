@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 
@@ -16,6 +18,19 @@ class Charge:
     amount: int  # minor units
     currency: str
     method: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Money to be given back. As with a charge, the parameters are frozen with the key."""
+
+    key: str  # the provider's idempotency key
+    refund_id: str
+    order_id: str
+    tenant: str
+    payment_reference: str  # the captured payment that it is taken from
+    amount: int  # minor units
+    currency: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +57,17 @@ class RequiresAction:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The payment was voided before any money moved, and none moves any more."""
+
+
+@dataclass(frozen=True, slots=True)
 class NotExecuted:
     """Certain: this call did nothing (no connection came about, or the rate limit refused it)."""
 
     reason: str
     retry_after_s: float | None = None
+    down: bool = False  # the provider could not be reached: what a circuit breaker counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +75,46 @@ class Unknown:
     """Nobody knows whether money moved: a time-out, a reset after sending, a 5xx, an answer that cannot be believed."""
 
     reason: str
+    down: bool = False  # no answer, or a 5xx: what a circuit breaker counts
 
 
-Outcome = Captured | Declined | RequiresAction | NotExecuted | Unknown
+Outcome = Captured | Declined | RequiresAction | Cancelled | NotExecuted | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Refunded:
+    """The money is on its way back; the answer was checked against the refund."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class RefundRefused:
+    """The provider refused for good: nothing moved, and this key never moves anything."""
+
+    code: str
+
+
+RefundOutcome = Refunded | RefundRefused | NotExecuted | Unknown
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentSeen:
+    """A payment as the provider's own ledger has it."""
+
+    reference: str
+    order_id: str | None  # None: not made by this system
+    tenant: str | None
+    amount: int  # minor units, as are the next two
+    currency: str
+    captured: int
+    refunded: int
+    status: str  # the provider's word
+    created: datetime
+
+
+class PaymentsUnreadableError(Exception):
+    """The provider's ledger could not be read to its end: what was read so far proves nothing about the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +127,7 @@ class Semantics:
 
 
 class PaymentProvider(Protocol):
-    """A payment provider. No method raises for what the provider or the network does: that is an `Outcome`."""
+    """A payment provider. Only `payments` raises for what the provider or the network does: the rest is an outcome."""
 
     semantics: Semantics
 
@@ -79,6 +137,25 @@ class PaymentProvider(Protocol):
 
     async def look_up(self, charge: Charge) -> Outcome:
         """Find out what became of a charge without ever making one; `NotExecuted` when there is none."""
+        ...
+
+    async def cancel(self, charge: Charge, reference: str) -> Outcome:
+        """Void a payment that waits for its customer.
+
+        `Cancelled` when it is certain that no money moves any more, `Captured` when it was too late, else `Unknown`.
+        """
+        ...
+
+    async def refund(self, refund: Refund) -> RefundOutcome:
+        """Give money back, or learn what became of it: the same key may be sent any number of times."""
+        ...
+
+    async def look_up_refund(self, refund: Refund) -> RefundOutcome:
+        """Find out what became of a refund without ever making one; `NotExecuted` when there certainly is none."""
+        ...
+
+    def payments(self, since: datetime, until: datetime) -> AsyncIterator[PaymentSeen]:
+        """Every payment made from `since` to before `until`, newest first; raises `PaymentsUnreadableError`."""
         ...
 
     async def ping(self) -> None:

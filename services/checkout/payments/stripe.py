@@ -5,116 +5,54 @@ https://docs.stripe.com/api/idempotent_requests, https://docs.stripe.com/error-l
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Annotated
+from collections.abc import AsyncIterator
+from datetime import datetime
 from urllib.parse import quote, urlencode
 
-import structlog
 from aiohttp import (
     ClientConnectorError,
     ClientError,
+    ClientResponse,
     ClientSession,
     ClientTimeout,
     ConnectionTimeoutError,
     DummyCookieJar,
     TCPConnector,
 )
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    StringConstraints,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-)
 from yarl import URL
 
 from services.checkout.payments.port import (
+    Cancelled,
     Captured,
     Charge,
-    Declined,
     NotExecuted,
     Outcome,
-    RequiresAction,
+    PaymentSeen,
+    PaymentsUnreadableError,
+    Refund,
+    RefundOutcome,
     Semantics,
     Unknown,
 )
-
-log = structlog.get_logger()
+from services.checkout.payments.stripe_answers import (
+    Answer,
+    found_payment,
+    found_refund,
+    outcome_of,
+    outcome_of_refund,
+    page_of_payments,
+    parsed,
+    unfinished,
+)
 
 API_VERSION = "2026-09-30.clover"  # pinned: the provider must not change its answers under us
+MAX_ANSWER_BYTES = 2_097_152  # a page of a hundred payments has about 600 KB
+PAGE = 100
 # Written out: encoding the same pairs for every charge was a sixth of its cost.
 _CONFIRM = (
     "confirm=true&automatic_payment_methods%5Benabled%5D=true&automatic_payment_methods%5Ballow_redirects%5D=never"
 )
-OK = 200
-DECLINED = 402
-LOCKED = 409
-TOO_MANY = 429
 FAILURES = (ClientError, OSError, ValueError)  # asyncio's TimeoutError is an OSError
-
-
-# What a provider says is untrusted input, and some of it is stored: short, and nothing that Postgres cannot keep.
-Word = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$")]
-
-
-def _or_none(value: object, validate: ValidatorFunctionWrapHandler) -> str | None:
-    """What only explains a certain answer is dropped when it cannot be read; the answer stays certain."""
-    try:
-        text: str | None = validate(value)
-    except ValidationError:
-        return None
-    return text
-
-
-Hint = Annotated[Word | None, WrapValidator(_or_none)]
-
-
-class _Intent(BaseModel):
-    """What is believed of a payment intent."""
-
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    id: Word
-    status: Word
-    amount: int
-    amount_received: int = 0
-    currency: Word
-    metadata: dict[str, str]
-    client_secret: Word | None = None
-    last_payment_error: _Cause | None = None
-
-
-class _Cause(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    code: Hint = None
-    decline_code: Hint = None
-
-
-class _Reference(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    id: Hint = None
-
-
-class _Error(_Cause):
-    type: Word
-    message: str = ""
-    payment_intent: _Reference | None = None
-
-
-class _Failure(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    error: _Error
-
-
-class _Search(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
-
-    data: list[object]
 
 
 class StripeProvider:
@@ -126,7 +64,8 @@ class StripeProvider:
         self, base_url: str, secret_key: str, *, timeout_s: float, connect_timeout_s: float, connections: int
     ) -> None:
         """Nothing is sent before the first call. Call from inside the running event loop."""
-        self._charges = URL(f"{base_url}/v1/payment_intents", encoded=True)
+        self._intents = URL(f"{base_url}/v1/payment_intents", encoded=True)
+        self._refunds = URL(f"{base_url}/v1/refunds", encoded=True)
         connector = TCPConnector(limit=connections, keepalive_timeout=15, ttl_dns_cache=30)
         # `total` also ends an answer that drips: the other time-outs count from byte to byte.
         timeout = ClientTimeout(total=connect_timeout_s + timeout_s, connect=connect_timeout_s, sock_read=timeout_s)
@@ -134,10 +73,11 @@ class StripeProvider:
             "Authorization": f"Bearer {secret_key}",
             "Stripe-Version": API_VERSION,
             "User-Agent": "orderstream-checkout",
+            "Accept-Encoding": "identity",  # what is read is what was sent: no few bytes that unpack to gigabytes
         }
         # Not `trust_env`: looking for a proxy in the environment costs more than the whole call.
         self._session = ClientSession(
-            connector=connector, timeout=timeout, headers=headers, cookie_jar=DummyCookieJar()
+            connector=connector, timeout=timeout, headers=headers, cookie_jar=DummyCookieJar(), auto_decompress=False
         )
 
     async def charge(self, charge: Charge) -> Outcome:
@@ -147,134 +87,129 @@ class StripeProvider:
             f"&payment_method={quote(charge.method)}&metadata%5Border_id%5D={quote(charge.order_id)}"
             f"&metadata%5Btenant%5D={quote(charge.tenant)}"
         )
-        try:
-            status, headers, body = await self._call("POST", self._charges, form=form, key=charge.key)
-        except FAILURES as error:
-            return NotExecuted(_reason(error)) if _never_sent(error) else Unknown(_reason(error))
-        return _outcome(charge, status, headers, body)
+        answer = await self._call("POST", self._intents, form=form, key=charge.key)
+        if not isinstance(answer, Answer):
+            return answer
+        if answer.replayed and (reference := unfinished(answer.body)):
+            # The stored answer says how things stood when the key was first used.
+            return await self._as_it_is(charge, reference)
+        return outcome_of(charge, answer)
 
     async def look_up(self, charge: Charge) -> Outcome:
-        """Search for the order's payment intent."""
-        query = urlencode({"query": f"metadata['order_id']:'{charge.order_id}'"})
-        try:
-            status, _, body = await self._call("GET", URL(f"{self._charges}/search?{query}", encoded=True))
-        except FAILURES as error:
-            return Unknown(_reason(error))
-        found = _found(body) if status == OK else None
-        if found is None:
-            return Unknown(f"look-up answered {status}")
-        return _of_intent(charge, found[0]) if found else NotExecuted("the provider knows no payment of this order")
+        """Search for the order's payment intents. Stripe's search lags behind by up to a minute."""
+        query = urlencode({"query": f"metadata['order_id']:'{charge.order_id}'", "limit": PAGE})
+        answer = await self._call("GET", URL(f"{self._intents}/search?{query}", encoded=True))
+        return found_payment(charge, answer) if isinstance(answer, Answer) else _unlearnt(answer)
+
+    async def cancel(self, charge: Charge, reference: str) -> Outcome:
+        """Cancel the payment intent; one that cannot be cancelled any more says what has become of it."""
+        answer = await self._call("POST", URL(f"{self._intents}/{quote(reference)}/cancel", encoded=True), form="")
+        if not isinstance(answer, Answer):
+            return _unlearnt(answer)
+        outcome = outcome_of(charge, answer) if answer.status == 200 else await self._as_it_is(charge, reference)  # noqa: PLR2004
+        if isinstance(outcome, Cancelled | Captured | Unknown):
+            return outcome
+        return Unknown(f"not cancelled: {type(outcome).__name__}")
+
+    async def refund(self, refund: Refund) -> RefundOutcome:
+        """Refund a part of the payment intent, or all of it."""
+        form = urlencode(
+            {
+                "payment_intent": refund.payment_reference,
+                "amount": refund.amount,
+                "metadata[refund_id]": refund.refund_id,
+                "metadata[order_id]": refund.order_id,
+                "metadata[tenant]": refund.tenant,
+            }
+        )
+        answer = await self._call("POST", self._refunds, form=form, key=refund.key)
+        if not isinstance(answer, Answer):
+            return answer
+        outcome = outcome_of_refund(refund, answer)
+        if answer.replayed and isinstance(outcome, Unknown):
+            return await self.look_up_refund(refund)
+        return outcome
+
+    async def look_up_refund(self, refund: Refund) -> RefundOutcome:
+        """Look through the payment's refunds."""
+        query = urlencode({"payment_intent": refund.payment_reference, "limit": PAGE})
+        answer = await self._call("GET", URL(f"{self._refunds}?{query}", encoded=True))
+        return found_refund(refund, answer) if isinstance(answer, Answer) else _unlearnt(answer)
+
+    async def payments(self, since: datetime, until: datetime) -> AsyncIterator[PaymentSeen]:
+        """Page through the payment intents, newest first."""
+        fields = {
+            "created[gte]": int(since.timestamp()),
+            "created[lt]": int(until.timestamp()),
+            "limit": PAGE,
+            "expand[]": "data.latest_charge",  # the intent itself does not know what was given back
+        }
+        query, more = urlencode(fields), True
+        while more:
+            answer = await self._call("GET", URL(f"{self._intents}?{query}", encoded=True))
+            page = page_of_payments(answer) if isinstance(answer, Answer) else None
+            if page is None:
+                reason = f"answer {answer.status}" if isinstance(answer, Answer) else answer.reason
+                raise PaymentsUnreadableError(f"the provider's payments cannot be listed: {reason}")
+            seen, more = page
+            for one in seen:
+                yield one
+            more = more and bool(seen)
+            if more:
+                query = urlencode({**fields, "starting_after": seen[-1].reference})
 
     async def ping(self) -> None:
         """Any answer will do: what counts is that somebody is there."""
-        await self._call("GET", self._charges.with_query(limit=1))
+        async with self._session.get(self._intents.with_query(limit=1), allow_redirects=False):
+            pass
 
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
 
+    async def _as_it_is(self, charge: Charge, reference: str) -> Outcome:
+        answer = await self._call("GET", URL(f"{self._intents}/{quote(reference)}", encoded=True))
+        if not isinstance(answer, Answer):
+            return _unlearnt(answer)
+        if answer.status != 200:  # noqa: PLR2004
+            return Unknown(f"the look-up answered {answer.status}", down=answer.status >= 500)  # noqa: PLR2004
+        return outcome_of(charge, answer)
+
     async def _call(
         self, method: str, url: URL, *, form: str | None = None, key: str | None = None
-    ) -> tuple[int, Mapping[str, str], object]:
-        """Status, headers and JSON body (None when it is none). Raises one of `FAILURES`."""
+    ) -> Answer | NotExecuted | Unknown:
         headers = {"Idempotency-Key": key} if key else {}
         content = None
         if form is not None:
             headers["Content-Type"] = "application/x-www-form-urlencoded"
             content = form.encode()
-        async with self._session.request(method, url, data=content, headers=headers, allow_redirects=False) as answer:
-            return answer.status, answer.headers, _json(await answer.read())
+        try:
+            async with self._session.request(
+                method, url, data=content, headers=headers, allow_redirects=False
+            ) as answer:
+                return Answer(answer.status, answer.headers, parsed(await _content(answer)))
+        except FAILURES as error:
+            reason = f"{type(error).__name__}: {str(error)[:200]}"
+            # Not a byte of the request has left: the one failure of the network that is certain.
+            if isinstance(error, ClientConnectorError | ConnectionTimeoutError):
+                return NotExecuted(reason, down=True)
+            return Unknown(reason, down=True)
 
 
-def _never_sent(error: Exception) -> bool:
-    """Whether not a byte of the request has left: the one failure of the network that is certain."""
-    return isinstance(error, ClientConnectorError | ConnectionTimeoutError)
+async def _content(answer: ClientResponse) -> bytes:
+    """The body, or nothing when it is longer or otherwise written than was asked for: nothing is no JSON."""
+    if "Content-Encoding" in answer.headers:
+        return b""
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in answer.content.iter_any():
+        size += len(piece)
+        if size > MAX_ANSWER_BYTES:
+            return b""
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
-def _outcome(charge: Charge, status: int, headers: Mapping[str, str], body: object) -> Outcome:
-    if status == OK:
-        return _of_intent(charge, body)
-    if status == TOO_MANY:
-        return NotExecuted("the provider answered 429", _retry_after_s(headers))
-    if status == LOCKED or status >= 500:  # noqa: PLR2004 - the class of server errors
-        # 409: this call did nothing, but another one with the same key is at work, and that one may.
-        return Unknown(f"the provider answered {status}")
-    error = _error_of(body)
-    if error is None:
-        return Unknown(f"the provider answered {status} without a reason")
-    if status == DECLINED:
-        reference = error.payment_intent.id if error.payment_intent else None
-        return Declined(error.decline_code or error.code or "declined", reference)
-    return _of_refusal(status, error)
-
-
-def _of_refusal(status: int, error: _Error) -> Outcome:
-    if error.type == "idempotency_error":
-        # The key was used with other parameters: never ours to guess what became of that.
-        log.error("payment provider says that a key was reused", message=error.message)
-        return Unknown("idempotency_error")
-    if status in {401, 403}:
-        log.error("payment provider refuses our key", status=status, message=error.message)
-        return NotExecuted(f"the provider answered {status}")
-    # 400, 404 …: the provider read the request and refused it before doing anything; the same request never works.
-    return Declined(error.code or error.type)
-
-
-def _of_intent(charge: Charge, body: object) -> Outcome:
-    try:
-        intent = _Intent.model_validate(body)
-    except ValidationError as error:
-        return Unknown(f"unreadable answer: {error.error_count()} errors")
-    wrong = _mismatch(charge, intent)
-    if wrong:
-        log.error("payment answer does not fit the order", order_id=charge.order_id, mismatch=wrong)
-        return Unknown(wrong)
-    if intent.status == "succeeded":
-        return Captured(intent.id)
-    if intent.status == "requires_action":
-        return RequiresAction(intent.id, intent.client_secret or "")
-    if intent.status in {"requires_payment_method", "canceled"}:
-        cause = intent.last_payment_error or _Cause()
-        return Declined(cause.decline_code or cause.code or intent.status, intent.id)
-    return Unknown(f"payment intent is {intent.status}")
-
-
-def _mismatch(charge: Charge, intent: _Intent) -> str | None:
-    """What in the answer is not ours; an answer is believed only when there is nothing."""
-    if intent.metadata.get("order_id") != charge.order_id:
-        return "another order's payment"
-    if intent.currency.upper() != charge.currency:
-        return f"currency {intent.currency}, not {charge.currency}"
-    if intent.amount != charge.amount or (intent.status == "succeeded" and intent.amount_received != charge.amount):
-        return f"amount {intent.amount_received} of {intent.amount}, not {charge.amount}"
-    return None
-
-
-def _error_of(body: object) -> _Error | None:
-    try:
-        return _Failure.model_validate(body).error
-    except ValidationError:
-        return None
-
-
-def _found(body: object) -> list[object] | None:
-    try:
-        return _Search.model_validate(body).data
-    except ValidationError:
-        return None
-
-
-def _json(content: bytes) -> object:
-    try:
-        return json.loads(content)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _retry_after_s(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("Retry-After", "")
-    return float(value) if value.isdecimal() and len(value) < 6 else None  # noqa: PLR2004 - a day has five digits
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]}"
+def _unlearnt(failed: NotExecuted | Unknown) -> Unknown:
+    """A question that was not put, or not answered, says nothing about what it was about."""
+    return Unknown(failed.reason, failed.down)

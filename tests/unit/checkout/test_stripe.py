@@ -10,6 +10,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from services.checkout.payments.port import (
+    Cancelled,
     Captured,
     Charge,
     Declined,
@@ -68,7 +69,7 @@ CERTAIN: dict[str, tuple[Answering, Outcome]] = {
     ),
     "the intent was canceled": (
         http(200, {**INTENT, "status": "canceled", "amount_received": 0}),
-        Declined("canceled", "pi_1"),
+        Cancelled(),
     ),
     "402 with a decline code": (
         error(
@@ -83,12 +84,16 @@ CERTAIN: dict[str, tuple[Answering, Outcome]] = {
     "402 with a code only": (error(402, type="card_error", code="expired_card"), Declined("expired_card")),
     "402 with neither": (error(402, type="card_error"), Declined("declined")),
     "400 for a parameter": (
-        error(400, type="invalid_request_error", code="parameter_invalid"),
-        Declined("parameter_invalid"),
+        error(400, type="invalid_request_error", code="parameter_unknown", param="confirm"),
+        NotExecuted("the provider answered 400"),
     ),
-    "404 for the payment method": (
-        error(404, type="invalid_request_error", code="resource_missing"),
-        Declined("resource_missing"),
+    "400 for an amount that it does not charge": (
+        error(400, type="invalid_request_error", code="amount_too_small", param="amount"),
+        Declined("amount_too_small"),
+    ),
+    "400 for a payment method that nobody has": (
+        error(400, type="invalid_request_error", code="resource_missing", param="payment_method"),
+        Declined("invalid_payment_method"),
     ),
     "401": (error(401, type="invalid_request_error"), NotExecuted("the provider answered 401")),
     "403": (error(403, type="invalid_request_error"), NotExecuted("the provider answered 403")),
@@ -215,7 +220,7 @@ async def test_a_name_that_nobody_knows_is_certain() -> None:
 
 async def test_a_failed_tls_handshake_is_certain() -> None:
     async with provider_that(silence) as (plain, server):
-        port = plain._charges.port
+        port = plain._intents.port
         provider = client(f"https://127.0.0.1:{port}")
         server.answer = raw_bytes(b"220 no TLS here\r\n", then_close=True)
 
