@@ -23,6 +23,7 @@ from shared.runtime.group_commit import GroupCommit
 from shared.runtime.process import Service
 from shared.web.app import create_app
 from shared.web.health import Check, Health, timed
+from shared.web.limits import Quota
 
 NAME = "checkout"
 
@@ -53,7 +54,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
         service=NAME,
         settings=settings,
         health=health,
-        keys=DatabaseKeys(db),
+        keys=DatabaseKeys(db, Quota(settings.key_rate, settings.key_burst)),
         routers=[orders.router, catalogue.router, ops.router],
         direct={orders.place: orders.place_directly},
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",

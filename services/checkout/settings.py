@@ -23,6 +23,8 @@ class CheckoutSettings(ServiceSettings):
     partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
     source: str = Field("urn:orderstream:checkout", description="the `source` of every event")
+    key_rate: float = Field(5000.0, gt=0, le=10**6, description="requests per second of a key without its own rate")
+    key_burst: int = Field(10_000, ge=1, le=10**6, description="requests at once of a key without its own rate")
     seed_api_key: SecretStr | None = Field(None, description="key of the demo tenant, for seed")
     seed_ops_key: SecretStr | None = Field(None, description="key with every scope, for seed")
 

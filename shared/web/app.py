@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 
 from shared.web import docs, health, problems
 from shared.web.direct import Direct, Handler
+from shared.web.limits import Limits
 from shared.web.middleware import Edge
 from shared.web.strict_json import make_strict
 
@@ -53,6 +54,7 @@ def create_app(
         telemetry=_telemetry(),
     )
     app.state.keys = keys
+    app.state.limits = Limits()
     problems.install(app)
     shortcuts: dict[tuple[str, str], Direct] = {}
     app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts, direct=shortcuts)

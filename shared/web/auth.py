@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import hmac
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ from fastapi.security.base import SecurityBase
 from starlette.requests import Request
 from typing_extensions import override
 
+from shared.web.context import ANSWER_HEADERS
+from shared.web.limits import Quota
 from shared.web.problems import Problem
 
 if TYPE_CHECKING:
@@ -28,11 +31,12 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """A caller that was recognised. `key_id` names the key without giving it away."""
+    """A caller that was recognised. `key_id` names the key without giving it away; no `quota` is no limit."""
 
     tenant: str
     scopes: frozenset[str]
     key_id: str
+    quota: Quota | None = None
 
     def may(self, scope: str) -> bool:
         """Whether the key opens `scope`."""
@@ -83,11 +87,13 @@ class Requirement(SecurityBase):
         self.scope = scope
 
     async def __call__(self, request: Request) -> Principal:
-        """The caller; raises 401 or 403 as a problem."""
+        """The caller; raises 401, 403 or 429 as a problem."""
         kind, key = _credentials(request.headers.get("authorization", ""))
         principal = await request.app.state.keys.find(key) if 0 < len(key) <= _LONGEST_KEY else None
         if principal is None:
             raise _unauthenticated(request)
+        if principal.quota is not None and self.scope != OPS:  # people on call are never locked out
+            _count(request, principal.key_id, principal.quota)
         if not principal.may(self.scope):
             raise Problem(403, "forbidden", detail=f"The key does not open {self.scope}.")
         if kind == "basic" and request.method not in _SAFE_METHODS and not _same_origin(request):
@@ -99,6 +105,16 @@ class Requirement(SecurityBase):
 def require(scope: str) -> Requirement:
     """What routes depend on: `caller: Annotated[Principal, Depends(require("orders:read"))]`."""
     return Requirement(scope)
+
+
+def _count(request: Request, key_id: str, quota: Quota) -> None:
+    wait_s, request.scope[ANSWER_HEADERS] = request.app.state.limits.take(key_id, quota)
+    if wait_s:
+        retry_after = {"Retry-After": str(ceil(wait_s))}
+        detail = (
+            f"This key may make {quota.rate:g} requests per second, {quota.burst} at once. Nothing was done: repeat."
+        )
+        raise Problem(429, "rate_limited", detail=detail, headers=retry_after)
 
 
 def _credentials(header: str) -> tuple[str, str]:

@@ -10,6 +10,8 @@ from shared.runtime.identifiers import random_bytes
 _TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
+ANSWER_HEADERS = "answer_headers"  # in a request's scope: headers of its answer, whatever that will be
+
 request_id: ContextVar[str] = ContextVar("request_id", default="")
 traceparent: ContextVar[str | None] = ContextVar("traceparent", default=None)
 

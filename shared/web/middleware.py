@@ -112,7 +112,7 @@ class Edge:
             return
         started = perf_counter()
         head = _Head(scope["headers"])
-        answer = _Answer(send, context.accept_request_id(head.get(b"x-request-id")))
+        answer = _Answer(scope, send, context.accept_request_id(head.get(b"x-request-id")))
         context.request_id.set(answer.request_id)
         context.traceparent.set(context.accept_traceparent(head.get(b"traceparent")))
         bind_contextvars(request_id=answer.request_id)
@@ -204,9 +204,10 @@ class _Gone(Exception):
 class _Answer:
     """Sends the response with our headers, and remembers its status."""
 
-    __slots__ = ("_send", "request_id", "status")
+    __slots__ = ("_scope", "_send", "request_id", "status")
 
-    def __init__(self, send: Send, request_id: str) -> None:
+    def __init__(self, scope: Scope, send: Send, request_id: str) -> None:
+        self._scope = scope
         self._send = send
         self.request_id = request_id
         self.status = 0
@@ -218,6 +219,7 @@ class _Answer:
             names = dict(headers)
             headers.append((b"x-request-id", self.request_id.encode("latin-1")))
             headers += _SECURITY
+            headers += self._scope.get(context.ANSWER_HEADERS, ())
             if b"cache-control" not in names:
                 headers.append((b"cache-control", b"no-store"))
             if names.get(b"content-type", b"").startswith(b"text/html") and b"content-security-policy" not in names:
