@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -15,7 +16,7 @@ import structlog
 import uvloop
 from typing_extensions import override
 
-from shared.runtime import metrics, telemetry
+from shared.runtime import failpoints, metrics, telemetry
 from shared.runtime.errors import ConfigurationError
 from shared.runtime.migrations import upgrade
 from shared.runtime.settings import AnySettings, load, stop
@@ -78,6 +79,7 @@ class Entry(Generic[AnySettings]):
     async def _serve(self, settings: AnySettings) -> None:
         listener = listen(settings.host, settings.port, f"{self.name.upper()}_PORT")
         async with AsyncExitStack() as stack:
+            failpoints.arm(failpoints.parse(os.environ.get(failpoints.VARIABLE, "")))
             service = await self.build(settings, stack)
             gc.set_threshold(*GC_THRESHOLD)
             gc.freeze()  # what exists now lives as long as the process: the collector need not look at it again

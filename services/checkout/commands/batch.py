@@ -21,6 +21,7 @@ from services.checkout.store.opening import begin
 from services.checkout.store.orders import Change, Transition
 from shared.bus.log import EventLog
 from shared.contracts.envelope import Envelope
+from shared.runtime.failpoints import reach
 from shared.runtime.statements import write_together
 
 Command = PlaceOrder | Settle
@@ -74,6 +75,7 @@ class Batches:
             if n not in results:
                 results[n] = place_order.decide(placed, opening.shelf, work)
         await self._write(connection, work, opening.shelf)
+        await reach("C1")
         return [results[n] for n in range(len(commands))]
 
     async def recall(self, connection: AsyncConnection, command: Command) -> Result | None:

@@ -17,6 +17,7 @@ from services.checkout.domain import Order
 from services.checkout.payments.port import Charge, NotExecuted, Outcome
 from services.checkout.store import idempotency, orders
 from shared.runtime import metrics
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop
 
 if TYPE_CHECKING:
@@ -97,9 +98,12 @@ class Checkout(Loop):
         return answer
 
     async def _charge_and_settle(self, order: Order, lease_token: int, traceparent: str | None) -> Answer:
+        await reach("C2")
         outcome = await self._charge(order)
+        await reach("C4")
         command = Settle(order, lease_token, outcome, self._clock.now(), traceparent=traceparent)
         settled = await self._batches.submit(command)
+        await reach("C6")
         match settled:
             case Settled(_, answer):
                 return answer

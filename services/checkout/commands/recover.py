@@ -17,6 +17,7 @@ from services.checkout.payments.port import NotExecuted, Outcome, Unknown
 from services.checkout.store import orders
 from services.checkout.store.orders import TakenOver
 from shared.runtime import metrics
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop, brief
 
 if TYPE_CHECKING:
@@ -67,13 +68,16 @@ class Recovery(Loop):
 
     async def _recover(self, taken: TakenOver) -> None:
         order = taken.order
+        await reach("C2")
         outcome = await self._ask(order)
+        await reach("C4")
         if isinstance(outcome, NotExecuted):
             # Certain of this call only. The one before it, by a process that died or timed out, may have been executed.
             outcome = Unknown(outcome.reason)
         again = backoff_s(taken.recoveries, random.random())  # noqa: S311 - jitter
         command = Settle(order, taken.lease_token, outcome, self._clock.now(), "recovery", again_in_s=again)
         result = await self._batches.submit(command)
+        await reach("C6")
         if isinstance(result, Settled) and result.order.status is not order.status:
             metrics.RECOVERED.labels(str(result.order.status)).inc()
             log.info("order recovered", order_id=order.id, before=order.status, after=result.order.status)
