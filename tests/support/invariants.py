@@ -1,7 +1,7 @@
 """What must hold at rest, asked of the databases and of the provider's own ledger: each violation is one line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,14 +38,17 @@ CHECKOUT = {
     "I22 every order is final": """
         SELECT id, status FROM orders WHERE status IN ('pending', 'payment_unknown', 'requires_action')
     """,
-    "I22 everything published and settled": """
-        SELECT service, partition, cursor, settled, position FROM subscriptions s JOIN log_head h USING (partition)
-        WHERE cursor <> position OR settled <> position
-    """,
     "I23 the audit leads to the state": """
         SELECT o.id, o.status, t.to_status FROM orders o JOIN LATERAL (
             SELECT to_status FROM order_transitions WHERE order_id = o.id ORDER BY id DESC LIMIT 1) t ON true
         WHERE t.to_status <> o.status
+    """,
+}
+
+PUBLISHED = {
+    "I22 everything published and settled": """
+        SELECT service, partition, cursor, settled, position FROM subscriptions s JOIN log_head h USING (partition)
+        WHERE cursor <> position OR settled <> position
     """,
 }
 
@@ -64,12 +67,21 @@ async def violations(env: Mapping[str, str]) -> list[str]:
     databases = {name: await asyncpg.connect(_database(env, name)) for name in ("checkout", *SERVICES)}
     try:
         found = await _query_all(databases)
-        found += await _money(databases, env)
+        found += await _money(databases["checkout"], await _ledger(env))
         found += await _deliveries(databases)
         return found + await _effects(databases)
     finally:
         for connection in databases.values():
             await connection.close()
+
+
+async def violations_of_checkout(url: str, ledger: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Everything that does not hold in one checkout at rest; `ledger` is what the provider has of its orders."""
+    connection = await asyncpg.connect(url)
+    try:
+        return await _queries("checkout", connection, CHECKOUT) + await _money(connection, ledger)
+    finally:
+        await connection.close()
 
 
 async def facts(env: Mapping[str, str]) -> dict[str, Any]:
@@ -96,19 +108,22 @@ async def facts(env: Mapping[str, str]) -> dict[str, Any]:
 async def _query_all(databases: Mapping[str, asyncpg.Connection]) -> list[str]:
     found = []
     for name, connection in databases.items():
-        for rule, query in (CHECKOUT if name == "checkout" else SERVICE).items():
-            found += [f"{name}: {rule}: {dict(row)}" for row in await connection.fetch(query)]
+        found += await _queries(name, connection, CHECKOUT | PUBLISHED if name == "checkout" else SERVICE)
     return found
 
 
-async def _money(databases: Mapping[str, asyncpg.Connection], env: Mapping[str, str]) -> list[str]:
+async def _queries(name: str, connection: asyncpg.Connection, queries: Mapping[str, str]) -> list[str]:
+    return [f"{name}: {rule}: {dict(row)}" for rule, query in queries.items() for row in await connection.fetch(query)]
+
+
+async def _money(checkout: asyncpg.Connection, ledger: Sequence[Mapping[str, Any]]) -> list[str]:
     """I2, I3: paid if and only if captured exactly once, for the right amount."""
     found = []
-    captures: dict[str, list[dict[str, Any]]] = {}
-    for item in await _ledger(env):
+    captures: dict[str, list[Mapping[str, Any]]] = {}
+    for item in ledger:
         if item["captured"] > item["refunded"]:
             captures.setdefault(item["order_id"], []).append(item)
-    rows = await databases["checkout"].fetch("SELECT id, status, total, currency FROM orders")
+    rows = await checkout.fetch("SELECT id, status, total, currency FROM orders")
     orders = {row["id"]: row for row in rows}
     for order_id, items in captures.items():
         order = orders.get(order_id)
