@@ -43,7 +43,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
         "orders", db, work.execute, work.recall, after_commit=relays.wake_children
     )
     checkout = Checkout(db, batches, provider, clock)
-    recovery = Recovery(db, batches, provider, clock, settings.lease_s)
+    recovery = Recovery(db, batches, provider, clock, settings.lease_s, settings.reservation_s)
     checks = [
         Check("postgres", timed(db.ping), critical=True),
         Check("redis", timed(streams.ping)),  # orders are taken without it

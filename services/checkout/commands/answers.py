@@ -45,6 +45,9 @@ def of_order(order: Order) -> Answer:
             decline_code=code,
             order_id=order.id,
         )
+    if order.status is Status.EXPIRED:
+        detail = "the payment was not authenticated in time; nothing was charged, order again with a new key"
+        return problem(402, "payment_expired", "The payment was not authenticated in time", detail, order_id=order.id)
     body = to_json(order_body(order)).decode()
     location = {"Location": f"/v1/orders/{order.id}"}
     if order.status in {Status.PENDING, Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION}:

@@ -10,8 +10,16 @@ from typing import TYPE_CHECKING, assert_never
 from services.checkout.commands import answers
 from services.checkout.commands.answers import Answer
 from services.checkout.commands.events import event_of
-from services.checkout.domain import Order, Payment, Shelf, Status, moved
-from services.checkout.payments.port import Captured, Declined, NotExecuted, Outcome, RequiresAction, Unknown
+from services.checkout.domain import OPEN, Order, Payment, Shelf, Status, moved
+from services.checkout.payments.port import (
+    Cancelled,
+    Captured,
+    Declined,
+    NotExecuted,
+    Outcome,
+    RequiresAction,
+    Unknown,
+)
 from services.checkout.store.orders import Change
 from shared.contracts.orders import ORDER_COMPLETED, ORDER_PAYMENT_FAILED
 
@@ -29,17 +37,18 @@ class Settle:
     at: datetime
     cause: str = "charge"
     traceparent: str | None = None
-    again_in_s: float = 1.0  # while the outcome is unknown: when to ask again
+    again_in_s: float = 1.0  # while the outcome is open: when to ask again
+    hold_s: float | None = None  # how long the customer gets from now on; None: what the order was placed with
 
     @property
     def change(self) -> Change:
         """The transition that the outcome asks for."""
-        status, payment, told = _consequence(self.order.payment, self.outcome)
-        if status is self.order.status:  # still unknown: only the time of the next look changes
+        status, payment, told = _consequence(self.order, self.outcome)
+        if status is self.order.status:  # still open: only the time of the next look changes
             return Change(self.order, self.order, self.lease_token, self.again_in_s)
         after = moved(self.order, status, payment, self.at, told=told)
-        again = self.again_in_s if status in {Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION} else None
-        return Change(self.order, after, self.lease_token, again)
+        again = self.again_in_s if status in OPEN else None
+        return Change(self.order, after, self.lease_token, again, self.hold_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +85,7 @@ def settle(command: Settle, change: Change | None, shelf: Shelf, work: Work) -> 
         return Settled(after, answer)
     if after.status is Status.COMPLETED:
         shelf.sell(after.lines)
-    elif after.status is Status.FAILED:
+    elif after.status not in OPEN:
         shelf.release(after.lines)
     work.settled.append(after)
     work.audit(after, before.status, f"{command.cause}: {type(command.outcome).__name__}")
@@ -98,23 +107,41 @@ def recalled(command: Settle, found: Order) -> SettleResult | None:
     return None
 
 
-def _consequence(payment: Payment, outcome: Outcome) -> tuple[Status, Payment, bool]:
+def _consequence(order: Order, outcome: Outcome) -> tuple[Status, Payment, bool]:
     """New status, new payment, and whether the world hears of it."""
+    payment = order.payment
     match outcome:
         case Captured(reference):
-            return Status.COMPLETED, replace(payment, status="captured", provider_reference=reference), True
+            found = Status.COMPLETED, replace(payment, status="captured", provider_reference=reference), True
         case Declined(code, reference):
             declined = replace(payment, status="declined", decline_code=code, provider_reference=reference)
-            return Status.FAILED, declined, True
+            found = Status.FAILED, declined, True
         case NotExecuted():
             # Nothing happened and the client is asked to come again: no reason to write a mail.
-            return Status.FAILED, replace(payment, status="not_executed"), False
+            found = Status.FAILED, replace(payment, status="not_executed"), False
         case RequiresAction(reference, secret):
             waiting = replace(payment, status="requires_action", provider_reference=reference, client_secret=secret)
-            return Status.REQUIRES_ACTION, waiting, False
+            found = Status.REQUIRES_ACTION, waiting, False
+        case Cancelled():
+            found = _of_voided(order)
         case Unknown():
-            return Status.PAYMENT_UNKNOWN, replace(payment, status="unknown"), False
-    assert_never(outcome)
+            found = _of_unknown(order)
+        case _:
+            assert_never(outcome)
+    return found
+
+
+def _of_voided(order: Order) -> tuple[Status, Payment, bool]:
+    if order.status is Status.REQUIRES_ACTION:
+        return Status.EXPIRED, replace(order.payment, status="cancelled"), True
+    # Not by us: we void only what waits for its customer.
+    return Status.FAILED, replace(order.payment, status="cancelled", decline_code="canceled"), True
+
+
+def _of_unknown(order: Order) -> tuple[Status, Payment, bool]:
+    if order.status is Status.REQUIRES_ACTION:
+        return order.status, order.payment, False  # it still waits for its customer, for all that anybody knows
+    return Status.PAYMENT_UNKNOWN, replace(order.payment, status="unknown"), False
 
 
 def _answer(order: Order, outcome: Outcome) -> Answer:

@@ -135,8 +135,12 @@ class PaymentProvider(Protocol):
         """Make the payment, or learn what became of it: the same key may be sent any number of times."""
         ...
 
-    async def look_up(self, charge: Charge) -> Outcome:
-        """Find out what became of a charge without ever making one; `NotExecuted` when there is none."""
+    async def look_up(self, charge: Charge, reference: str | None = None) -> Outcome:
+        """Find out what became of a charge without ever making one; `NotExecuted` when there is none.
+
+        With the `reference` of a payment the answer is that payment as it is at this moment. Without one the payment
+        is searched for, and a search may lag behind.
+        """
         ...
 
     async def cancel(self, charge: Charge, reference: str) -> Outcome:

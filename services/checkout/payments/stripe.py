@@ -95,8 +95,10 @@ class StripeProvider:
             return await self._as_it_is(charge, reference)
         return outcome_of(charge, answer)
 
-    async def look_up(self, charge: Charge) -> Outcome:
-        """Search for the order's payment intents. Stripe's search lags behind by up to a minute."""
+    async def look_up(self, charge: Charge, reference: str | None = None) -> Outcome:
+        """Get the payment intent, or search for the order's. Stripe's search lags behind by up to a minute."""
+        if reference is not None:
+            return await self._as_it_is(charge, reference)
         query = urlencode({"query": f"metadata['order_id']:'{charge.order_id}'", "limit": PAGE})
         answer = await self._call("GET", URL(f"{self._intents}/search?{query}", encoded=True))
         return found_payment(charge, answer) if isinstance(answer, Answer) else _unlearnt(answer)

@@ -118,7 +118,7 @@ PLACE: Responses = {
         "headers": _LOCATION | _RETRY_AFTER,
     },
     402: problem_document(
-        "`payment_declined`",
+        "`payment_declined`; `payment_expired`: the customer did not authenticate in time",
         headers=_REPLAYED,
         decline_code={"type": ["string", "null"]},
         order_id={"type": "string"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import BigInteger, DateTime, Integer, Row, Text, bindparam, text
@@ -34,6 +34,7 @@ class Change:
     after: Order
     lease_token: int
     again_in_s: float | None = None  # an outcome that is still open is looked at again after so many seconds
+    hold_s: float | None = None  # an order that comes to wait for its customer does so for this long
 
 
 _INSERT_ORDERS = Part(
@@ -106,9 +107,11 @@ MOVE = Part(
     UPDATE orders o
     SET status = e.after, version = e.version, completed_at = e.completed_at,
         lease_until = now() + e.again_in_s * interval '1 second',
-        reserved_until = CASE WHEN e.after = 'payment_unknown' THEN NULL ELSE o.reserved_until END
-    FROM unnest(:ids, :tokens, :befores, :afters, :versions, :completions, :agains)
-         AS e (id, token, before, after, version, completed_at, again_in_s)
+        reserved_until = CASE
+            WHEN e.after = 'requires_action' THEN coalesce(now() + e.hold_s * interval '1 second', o.reserved_until)
+        END
+    FROM unnest(:ids, :tokens, :befores, :afters, :versions, :completions, :agains, :holds)
+         AS e (id, token, before, after, version, completed_at, again_in_s, hold_s)
     WHERE o.id = e.id AND o.lease_token = e.token AND o.status = e.before
     RETURNING o.id
     """,
@@ -119,6 +122,7 @@ MOVE = Part(
     versions=Integer,
     completions=DateTime(timezone=True),
     agains=Integer,
+    holds=Integer,
 )
 _UPDATE_PAYMENTS = Part(
     "payments_settled",
@@ -169,10 +173,11 @@ _TAKE_OVER = text(
                       lease_until = now() + :lease_s * interval '1 second'
     WHERE id IN (
         SELECT id FROM orders
-        WHERE status IN ('pending', 'payment_unknown') AND lease_until < now()
+        WHERE status IN ('pending', 'payment_unknown', 'requires_action') AND lease_until < now()
         ORDER BY lease_until LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING id, lease_token, recoveries
+    RETURNING id, lease_token, recoveries, reserved_until - now() AS left,
+              (SELECT now() - max(created_at) FROM payments WHERE order_id = orders.id) AS age
     """
 )
 
@@ -229,6 +234,7 @@ def move(changes: Sequence[Change]) -> Write:
         versions=[change.after.version for change in changes],
         completions=[change.after.completed_at for change in changes],
         agains=[None if change.again_in_s is None else int(change.again_in_s) for change in changes],
+        holds=[None if change.hold_s is None else int(change.hold_s) for change in changes],
     )
 
 
@@ -295,14 +301,15 @@ class TakenOver:
     order: Order
     lease_token: int
     recoveries: int
+    age: timedelta  # since the payment intent was written, and until the reservation ends: by the database's clock
+    left: timedelta | None
 
 
 async def take_over(connection: AsyncConnection, lease_s: float, limit: int) -> list[TakenOver]:
     """Take over open orders whose lease has run out."""
     rows = (await connection.execute(_TAKE_OVER, {"lease_s": lease_s, "limit": limit})).all()
-    leases = {row.id: row for row in rows}
-    found = await some(connection, list(leases)) if leases else []
-    return [TakenOver(order, leases[order.id].lease_token, leases[order.id].recoveries) for order in found]
+    found = {order.id: order for order in await some(connection, [row.id for row in rows])} if rows else {}
+    return [TakenOver(found[row.id], row.lease_token, row.recoveries, row.age, row.left) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

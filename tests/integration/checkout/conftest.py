@@ -72,6 +72,10 @@ class Shop:
             row = (await connection.execute(text(sql), values)).one()
         return row[0] if len(row) == 1 else tuple(row)
 
+    async def is_in(self, order_id: str, *statuses: str) -> bool:
+        """Whether the order is in one of these states."""
+        return (await self.get(f"/v1/orders/{order_id}")).json()["status"] in statuses
+
     async def captures(self, order_id: str) -> list[dict[str, Any]]:
         """What the provider's own ledger says about the order."""
         items = (await self.payments.http.get("/_sandbox/ledger")).json()["items"]
