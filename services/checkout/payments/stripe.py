@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
 from aiohttp import (
@@ -19,6 +20,7 @@ from aiohttp import (
     DummyCookieJar,
     TCPConnector,
 )
+from typing_extensions import override
 from yarl import URL
 
 from services.checkout.payments.port import (
@@ -44,6 +46,10 @@ from services.checkout.payments.stripe_answers import (
     parsed,
     unfinished,
 )
+from shared.runtime.failpoints import reach
+
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
 
 API_VERSION = "2026-09-30.clover"  # pinned: the provider must not change its answers under us
 MAX_ANSWER_BYTES = 2_097_152  # a page of a hundred payments has about 600 KB
@@ -77,7 +83,12 @@ class StripeProvider:
         }
         # Not `trust_env`: looking for a proxy in the environment costs more than the whole call.
         self._session = ClientSession(
-            connector=connector, timeout=timeout, headers=headers, cookie_jar=DummyCookieJar(), auto_decompress=False
+            connector=connector,
+            timeout=timeout,
+            headers=headers,
+            cookie_jar=DummyCookieJar(),
+            auto_decompress=False,
+            response_class=_Response,
         )
 
     async def charge(self, charge: Charge) -> Outcome:
@@ -196,6 +207,16 @@ class StripeProvider:
             if isinstance(error, ClientConnectorError | ConnectionTimeoutError):
                 return NotExecuted(reason, down=True)
             return Unknown(reason, down=True)
+
+
+class _Response(ClientResponse):
+    """A response that can be stopped before it is there."""
+
+    @override
+    async def start(self, connection: Connection) -> ClientResponse:
+        if self.method == "POST":
+            await reach("C3")
+        return await super().start(connection)
 
 
 async def _content(answer: ClientResponse) -> bytes:
