@@ -62,6 +62,15 @@ status: install ## Show what runs where
 demo: install ## Put one order through the running platform and show what happens to it
 	@$(PY) -m deploy.local demo
 
+# Without CHECKOUT_DATABASE_URL it is the local platform's database, when that runs.
+.PHONY: orderctl
+orderctl: install ## Look after a checkout's keys; ARGS="keys list"
+	@env="$${RUN_DIR:-.run}/env"; \
+	if [ -z "$$CHECKOUT_DATABASE_URL" ] && [ -f "$$env" ]; then \
+		. "$$(cd "$$(dirname "$$env")" && pwd)/env"; export CHECKOUT_DATABASE_URL="$${POSTGRES_URL%/*}/checkout"; \
+	fi; \
+	exec $(PY) -m deploy.orderctl $(ARGS)
+
 .PHONY: test
 test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
 	@$(PY) -m pytest $(ARGS)

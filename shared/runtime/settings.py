@@ -22,7 +22,22 @@ Keys = Annotated[tuple[SecretStr, ...], NoDecode]
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
-class ServiceSettings(BaseSettings):
+class DatabaseSettings(BaseSettings):
+    """Where the database is."""
+
+    database_url: SecretStr = Field(description="postgresql://user:password@host:port/database")
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+        url = value.get_secret_value()
+        if not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
+            raise ValueError("must start with postgresql://")
+        _check_port(lambda: make_url(url).port)
+        return value
+
+
+class ServiceSettings(DatabaseSettings):
     """What every service needs; each reads it with its own prefix, such as `EMAIL_DATABASE_URL`.
 
     A secret may also come from a file: `<PREFIX>SECRETS_DIR/<prefix><name>`, the layout of Docker and Kubernetes.
@@ -30,7 +45,6 @@ class ServiceSettings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(ge=1, le=65535, description="port to listen on")
-    database_url: SecretStr = Field(description="postgresql://user:password@host:port/database")
     migrator_database_url: SecretStr | None = Field(None, description="the same database as its owner, for migrate")
     database_pool_size: int = Field(8, ge=2, le=200, description="connections to Postgres at the most")
     redis_url: SecretStr = Field(description="redis://[user:password@]host:port[/db]")
@@ -52,15 +66,6 @@ class ServiceSettings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(key.strip() for key in value.split(",") if key.strip()) if isinstance(value, str) else value
-
-    @field_validator("database_url")
-    @classmethod
-    def _is_postgres(cls, value: SecretStr) -> SecretStr:
-        url = value.get_secret_value()
-        if not url.startswith(("postgresql://", "postgres://", "postgresql+asyncpg://")):
-            raise ValueError("must start with postgresql://")
-        _check_port(lambda: make_url(url).port)
-        return value
 
     @field_validator("migrator_database_url")
     @classmethod
@@ -88,9 +93,10 @@ def _check_port(read: Callable[[], int | None]) -> None:
 
 
 AnySettings = TypeVar("AnySettings", bound=ServiceSettings)
+Loaded = TypeVar("Loaded", bound=BaseSettings)
 
 
-def load(kind: type[AnySettings]) -> AnySettings:
+def load(kind: type[Loaded]) -> Loaded:
     """Read the settings from the environment; stop the process with one line when they cannot be used."""
     prefix = str(kind.model_config.get("env_prefix", ""))
     directory = os.environ.get(f"{prefix}SECRETS_DIR")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from services.checkout.commands.keys import Scope
 from services.checkout.store import keys, stock
+from services.checkout.store.keys import NewKey
 from shared.runtime.errors import ConfigurationError
 from shared.web.auth import digest
 
@@ -15,8 +17,8 @@ if TYPE_CHECKING:
     from services.checkout.settings import CheckoutSettings
 
 DEMO_TENANT = "demo"
-CLIENT_SCOPES = ("orders:write", "orders:read", "catalog:write")
-ALL_SCOPES = (*CLIENT_SCOPES, "ops")
+ALL_SCOPES = tuple(Scope)
+CLIENT_SCOPES = tuple(scope for scope in Scope if scope is not Scope.OPS)
 
 
 async def seed(connection: AsyncConnection, settings: CheckoutSettings) -> None:
@@ -28,8 +30,8 @@ async def seed(connection: AsyncConnection, settings: CheckoutSettings) -> None:
 
 
 async def _add(
-    connection: AsyncConnection, key_id: str, key: SecretStr | None, setting: str, scopes: tuple[str, ...]
+    connection: AsyncConnection, key_id: str, key: SecretStr | None, setting: str, scopes: tuple[Scope, ...]
 ) -> None:
     if key is None:
         raise ConfigurationError(f"{setting} is not set")
-    await keys.add(connection, key_id, DEMO_TENANT, digest(key.get_secret_value()), scopes)
+    await keys.add(connection, NewKey(key_id, DEMO_TENANT, digest(key.get_secret_value()), scopes, by="seed"))

@@ -7,6 +7,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     DateTime,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -43,6 +44,12 @@ api_keys = Table(
     Column("scopes", ARRAY(Text), nullable=False),
     _instant(_CREATED_AT, nullable=False),
     _instant("revoked_at"),
+    Column("rate", Double, comment="requests per second"),
+    Column("burst", Integer, comment="requests at once"),
+    Column("created_by", Text),
+    Column("revoked_by", Text),
+    CheckConstraint("(rate IS NULL) = (burst IS NULL)", name="api_keys_quota_whole"),
+    CheckConstraint("rate > 0 AND burst > 0", name="api_keys_quota_positive"),
 )
 
 products = Table(

@@ -20,6 +20,7 @@ from services.checkout import app as checkout_app
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
 from services.checkout.store import keys
+from services.checkout.store.keys import NewKey
 from shared.runtime.db import Database
 from shared.runtime.migrations import upgrade
 from shared.runtime.process import Service
@@ -84,7 +85,9 @@ class Shop:
     async def client(self, tenant: str, api_key: str) -> None:
         """Another client with a key of its own."""
         async with self.db.transaction() as connection:
-            await keys.add(connection, f"key_{tenant}", tenant, digest(api_key), ["orders:write", "orders:read"])
+            await keys.add(
+                connection, NewKey(f"key_{tenant}", tenant, digest(api_key), ["orders:write", "orders:read"])
+            )
 
     async def written(self) -> tuple[int, ...]:
         """How many rows there are that an order writes: a refused one must not change it."""

@@ -1,0 +1,45 @@
+"""`python -m deploy.orderctl`: what the people who run checkout do from a terminal."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from deploy.orderctl import keys
+from services.checkout.commands.keys import KeyRefused
+from shared.runtime.errors import is_infrastructure
+from shared.runtime.supervision import brief
+
+REFUSED = 1
+EX_UNAVAILABLE = 69  # sysexits.h: the database cannot be used now
+
+orderctl = typer.Typer(
+    name="orderctl",
+    help="Looks after checkout. It reads CHECKOUT_DATABASE_URL, as checkout does.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # whoever mistypes an option gets a line, not a box
+)
+orderctl.add_typer(keys.commands, name="keys")
+
+
+def main() -> None:
+    """Run one command; whatever goes wrong is one line, and an exit code that a script can tell apart."""
+    try:
+        orderctl()
+    except KeyRefused as error:
+        _end(str(error), REFUSED)
+    except Exception as error:
+        if not is_infrastructure(error):
+            raise
+        _end(f"the database cannot be used: {brief(error)}", EX_UNAVAILABLE)
+
+
+def _end(message: str, code: int) -> NoReturn:
+    sys.stderr.write(f"orderctl: {message}\n")
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main()
