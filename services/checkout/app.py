@@ -9,9 +9,12 @@ from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
 from services.checkout.commands.keys import DatabaseKeys
 from services.checkout.commands.recover import Recovery
+from services.checkout.commands.refund import Refunds
+from services.checkout.commands.refund_book import RefundBook
+from services.checkout.commands.refund_recovery import RefundRecovery
 from services.checkout.commands.seed import seed as put_seed
 from services.checkout.payments.stripe import StripeProvider
-from services.checkout.routes import catalogue, ops, orders
+from services.checkout.routes import catalogue, ops, orders, refunds
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
 from shared.bus.log import EventLog
@@ -44,23 +47,26 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     )
     checkout = Checkout(db, batches, provider, clock)
     recovery = Recovery(db, batches, provider, clock, settings.lease_s, settings.reservation_s)
+    book = RefundBook(log, settings.source, settings.lease_s)
+    giving_back = Refunds(db, book, provider, clock, relays.wake_children)
+    refund_recovery = RefundRecovery(db, giving_back, provider, clock, settings.lease_s)
     checks = [
         Check("postgres", timed(db.ping), critical=True),
         Check("redis", timed(streams.ping)),  # orders are taken without it
         Check("payments", timed(provider.ping)),
     ]
-    health = Health(NAME, checks, [batches, checkout, recovery, relays])
+    health = Health(NAME, checks, [batches, checkout, recovery, giving_back, refund_recovery, relays])
     app = create_app(
         service=NAME,
         settings=settings,
         health=health,
         keys=DatabaseKeys(db, Quota(settings.key_rate, settings.key_burst)),
-        routers=[orders.router, catalogue.router, ops.router],
+        routers=[orders.router, refunds.router, catalogue.router, ops.router],
         direct={orders.place: orders.place_directly},
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",
     )
-    app.state.wiring = Wiring(checkout, Catalogue(db), db, log, clock, health)
-    return Service(app, [checkout, recovery, relays], [batches], health.drain)
+    app.state.wiring = Wiring(checkout, giving_back, Catalogue(db), db, log, clock, health)
+    return Service(app, [checkout, recovery, giving_back, refund_recovery, relays], [batches], health.drain)
 
 
 def database(settings: CheckoutSettings, stack: AsyncExitStack) -> Database:

@@ -211,12 +211,6 @@ class Shelf:
             _add(self.reserved, line.sku, -line.quantity)
             _add(self.available, line.sku, line.quantity)
 
-    def take_back(self, lines: Sequence[Line]) -> None:
-        """Undo a sale."""
-        for line in lines:
-            _add(self.sold, line.sku, -line.quantity)
-            _add(self.available, line.sku, line.quantity)
-
     def _left(self, sku: str) -> int:
         return self._products[sku].available + self.available.get(sku, 0)
 
@@ -258,6 +252,13 @@ def moved(order: Order, status: Status, payment: Payment, at: datetime, *, told:
     completed_at = at if status is Status.COMPLETED else order.completed_at
     version = order.version + told
     return replace(order, status=status, payment=payment, version=version, completed_at=completed_at)
+
+
+def refunded(order: Order, refund: Refund, at: datetime) -> Order:
+    """The order after the money of `refund` went back, which the world hears of; raises ValueError like `moved`."""
+    cancelled = refund.kind is RefundKind.CANCEL
+    after = moved(order, Status.CANCELLED, order.payment, at, told=True) if cancelled else order
+    return replace(after, version=order.version + 1, refunded_total=order.refunded_total + refund.amount)
 
 
 def _add(book: dict[str, int], sku: str, quantity: int) -> None:

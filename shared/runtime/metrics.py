@@ -25,6 +25,8 @@ PAYMENT_ANSWERS_NOT_BELIEVED = Counter(
     "orderstream_payment_answers_not_believed", "Answers of the payment provider that do not fit what was asked"
 )
 RECOVERED = Counter("orderstream_orders_recovered", "Orders that the recovery loop finished", ("status",))
+REFUNDS = Counter("orderstream_refunds", "Refunds by kind and by what the provider answered", ("kind", "outcome"))
+OPEN_REFUNDS = Gauge("orderstream_refunds_open", "Refunds that may or may not have been executed, or not yet")
 
 # Relay: one set per subscription and partition
 PUBLISHED = Counter("orderstream_relay_published", "Events published", ("service", "partition"))

@@ -10,8 +10,8 @@ from shared.contracts.orders import ORDER_PAYMENT_FAILED, schema_of
 from shared.runtime.identifiers import uuid7
 
 
-def event_of(kind: str, order: Order, at: datetime, source: str, traceparent: str | None) -> Envelope:
-    """The event of type `kind` with the order's state at its version."""
+def event_of(kind: str, order: Order, at: datetime, source: str, traceparent: str | None, **more: object) -> Envelope:
+    """The event of type `kind` with the order's state at its version; `more` is what the type has beside it."""
     return Envelope.model_construct(
         id=uuid7(),
         source=source,
@@ -21,7 +21,7 @@ def event_of(kind: str, order: Order, at: datetime, source: str, traceparent: st
         dataschema=schema_of(kind),
         orderversion=order.version,
         traceparent=traceparent,
-        data=_state(order) | _extras(kind, order),
+        data=_state(order) | _extras(kind, order) | more,
     )
 
 

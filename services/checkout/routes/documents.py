@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import AwareDatetime, BaseModel
 
-from services.checkout.domain import Status
+from services.checkout.domain import RefundKind, RefundStatus, Status
 from services.checkout.routes.models import IDEMPOTENCY_KEY
 from shared.web.docs import problem_document
 from shared.web.pages import Page
@@ -67,6 +67,22 @@ class OrderOut(BaseModel):
     payment: PaymentOut
     created_at: AwareDatetime
     completed_at: AwareDatetime | None
+
+
+class RefundOut(BaseModel):
+    """Money that goes back; the amount is in minor units of the currency."""
+
+    id: str
+    order_id: str
+    kind: RefundKind
+    status: RefundStatus
+    amount: int
+    currency: str
+    reason: str | None
+    provider_reference: str | None
+    refusal_code: str | None
+    created_at: AwareDatetime
+    settled_at: AwareDatetime | None
 
 
 class ProductOut(BaseModel):
@@ -147,6 +163,47 @@ PLACE: Responses = {
 }
 READ_ORDER: Responses = {200: {"model": OrderOut}}
 ORDERS: Responses = {200: {"model": Page[OrderOut]}}
+_REFUND_PARTS: dict[str, Any] = {"order_status": {"type": "string"}, "refusal_code": {"type": ["string", "null"]}}
+_REFUNDS_503 = problem_document(
+    "`payment_provider_unavailable`, `service_unavailable`: nothing was given back, or the same key finds out",
+    headers=_RETRY_AFTER,
+)
+CANCEL: Responses = {
+    200: {"model": OrderOut, "description": "Cancelled: money and stock are back", "headers": _REPLAYED},
+    202: {
+        "model": OrderOut,
+        "description": "It is not known yet whether the money went back: read the order again, or repeat the request",
+        "headers": _LOCATION | _RETRY_AFTER,
+    },
+    409: problem_document(
+        "`not_cancellable`: the order is not completed; `refund_in_progress`, `idempotency_key_in_use`: try again; "
+        "`refund_refused` by the payment provider",
+        headers=_RETRY_AFTER | _REPLAYED,
+        **_REFUND_PARTS,
+    ),
+    503: _REFUNDS_503,
+}
+REFUND: Responses = {
+    201: {"model": RefundOut, "description": "Given back", "headers": _LOCATION | _REPLAYED},
+    202: {
+        "model": RefundOut,
+        "description": "It is not known yet whether the money went back: read the refund, or repeat the request",
+        "headers": _LOCATION | _RETRY_AFTER,
+    },
+    409: problem_document(
+        "`refund_in_progress`: a cancellation is; `idempotency_key_in_use`; try again", headers=_RETRY_AFTER
+    ),
+    422: problem_document(
+        "`refund_exceeds_total`, with what is left; `not_refundable`: the order is not completed; `refund_refused` by "
+        "the payment provider; `validation_failed`, `idempotency_key_reused`",
+        headers=_REPLAYED,
+        refundable={"type": "integer"},
+        **_REFUND_PARTS,
+    ),
+    503: _REFUNDS_503,
+}
+REFUNDS: Responses = {200: {"model": Page[RefundOut]}}
+READ_REFUND: Responses = {200: {"model": RefundOut}}
 PRODUCTS: Responses = {200: {"model": Page[ProductOut]}}
 READ_PRODUCT: Responses = {200: {"model": ProductOut}}
 PUT_PRODUCT: Responses = {

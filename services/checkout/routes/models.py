@@ -110,6 +110,19 @@ class OrderIn(_Strict):
     metadata: Metadata = Field(default_factory=dict, max_length=50)
 
 
+class CancelIn(_Strict):
+    """`POST /v1/orders/{id}/cancel`."""
+
+    reason: Text | None = None
+
+
+class RefundIn(_Strict):
+    """`POST /v1/orders/{id}/refunds`; without an amount all that is left."""
+
+    amount: int | None = Field(None, ge=1, le=MAX_TOTAL, description="in minor units")
+    reason: Text | None = None
+
+
 class ProductIn(_Strict):
     """`PUT /v1/products/{sku}`."""
 

@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
+from services.checkout.commands.refund import Refunds
 from shared.bus.log import EventLog
 from shared.runtime.clock import Clock
 from shared.runtime.db import Database
@@ -20,6 +21,7 @@ class Wiring:
     """Everything that a route may use."""
 
     checkout: Checkout
+    refunds: Refunds
     catalogue: Catalogue
     db: Database
     log: EventLog
