@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 
 from services.checkout.commands.batch import Batches, Command, Result
@@ -13,6 +14,9 @@ from services.checkout.commands.refund import Refunds
 from services.checkout.commands.refund_book import RefundBook
 from services.checkout.commands.refund_recovery import RefundRecovery
 from services.checkout.commands.seed import seed as put_seed
+from services.checkout.payments.breaker import Breaker, State
+from services.checkout.payments.guard import GuardedProvider, Lane
+from services.checkout.payments.port import PaymentProvider
 from services.checkout.payments.stripe import StripeProvider
 from services.checkout.routes import catalogue, ops, orders, refunds
 from services.checkout.routes.wiring import Wiring
@@ -25,7 +29,8 @@ from shared.runtime.db import Database
 from shared.runtime.group_commit import GroupCommit
 from shared.runtime.process import Service
 from shared.web.app import create_app
-from shared.web.health import Check, Health, timed
+from shared.web.door import Door
+from shared.web.health import Check, Health, Probe, Reading, Status, timed
 from shared.web.limits import Quota
 
 NAME = "checkout"
@@ -40,22 +45,27 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     stack.push_async_callback(provider.close)
     clock = SystemClock()
     log = EventLog(settings.partitions)
+    breaker = Breaker(clock.monotonic)
+    lanes = {lane.name: GuardedProvider(provider, breaker, lane, clock) for lane in payment_lanes(settings)}
     relays = Relays(db, log, streams, settings.window)
     work = Batches(log, settings.source, settings.lease_s, settings.reservation_s)
     batches: GroupCommit[Command, Result] = GroupCommit(
         "orders", db, work.execute, work.recall, after_commit=relays.wake_children
     )
-    checkout = Checkout(db, batches, provider, clock)
-    recovery = Recovery(db, batches, provider, clock, settings.lease_s, settings.reservation_s)
+    admission = Admission(bounds(settings))
+    checkout = Checkout(db, batches, lanes["orders"], clock, admission)
+    recovery = Recovery(db, batches, lanes["recovery"], clock, settings.lease_s, settings.reservation_s)
     book = RefundBook(log, settings.source, settings.lease_s)
-    giving_back = Refunds(db, book, provider, clock, relays.wake_children)
-    refund_recovery = RefundRecovery(db, giving_back, provider, clock, settings.lease_s)
+    giving_back = Refunds(db, book, lanes["orders"], clock, relays.wake_children)
+    refund_recovery = RefundRecovery(db, giving_back, lanes["recovery"], clock, settings.lease_s)
     checks = [
         Check("postgres", timed(db.ping), critical=True),
         Check("redis", timed(streams.ping)),  # orders are taken without it
-        Check("payments", timed(provider.ping)),
+        Check("payments", payments_probe(provider, breaker)),
     ]
     health = Health(NAME, checks, [batches, checkout, recovery, giving_back, refund_recovery, relays])
+    door = Door("POST", "/v1/orders", admission)
+    checks.append(Check("orders", door.probe))
     app = create_app(
         service=NAME,
         settings=settings,
@@ -87,7 +97,16 @@ def payment_provider(settings: CheckoutSettings) -> StripeProvider:
         settings.payments_secret_key.get_secret_value(),
         timeout_s=settings.payments_timeout_s,
         connect_timeout_s=settings.payments_connect_timeout_s,
-        connections=settings.payments_connections,
+        connections=settings.payments_connections + settings.payments_recovery_connections,
+    )
+
+
+def payment_lanes(settings: CheckoutSettings) -> tuple[Lane, Lane]:
+    """One for the orders that somebody waits for, and one for everything that comes after."""
+    rate, wait_s = settings.payments_rate, settings.payments_connect_timeout_s
+    return (
+        Lane("orders", settings.payments_connections, 0.9 * rate, wait_s, retries=True),
+        Lane("recovery", settings.payments_recovery_connections, 0.1 * rate, wait_s, retries=False),
     )
 
 
@@ -95,3 +114,16 @@ async def seed(settings: CheckoutSettings) -> None:
     """Put the demo catalogue and keys in, where they are missing."""
     async with AsyncExitStack() as stack, database(settings, stack).transaction() as connection:
         await put_seed(connection, settings)
+def payments_probe(provider: PaymentProvider, breaker: Breaker) -> Probe:
+    """How long the provider takes to answer, and whether it is called at all."""
+    answers = timed(provider.ping)
+
+    async def probe() -> Mapping[str, Reading]:
+        readings = await answers()
+        state = breaker.state
+        status = Status.PASS if state is State.CLOSED else Status.WARN
+        return {**readings, "breaker": Reading(state.name.lower().replace("_", "-"), status=status)}
+
+    return probe
+
+

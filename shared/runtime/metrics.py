@@ -27,6 +27,14 @@ PAYMENT_ANSWERS_NOT_BELIEVED = Counter(
 RECOVERED = Counter("orderstream_orders_recovered", "Orders that the recovery loop finished", ("status",))
 REFUNDS = Counter("orderstream_refunds", "Refunds by kind and by what the provider answered", ("kind", "outcome"))
 OPEN_REFUNDS = Gauge("orderstream_refunds_open", "Refunds that may or may not have been executed, or not yet")
+PAYMENT_BREAKER = Gauge("orderstream_payment_breaker", "Calls to the payment provider: 0 made, 1 tried, 2 not made")
+PAYMENT_CALLS = Counter("orderstream_payment_calls", "Calls to the payment provider", ("lane",))
+PAYMENT_CALLS_REFUSED = Counter(
+    "orderstream_payment_calls_refused",
+    "Calls that were not made: breaker open, over the rate, or all busy",
+    ("lane", "why"),
+)
+PAYMENT_RETRIES = Counter("orderstream_payment_retries", "Second tries of charges that certainly did not happen")
 
 # Relay: one set per subscription and partition
 PUBLISHED = Counter("orderstream_relay_published", "Events published", ("service", "partition"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from pydantic_core import to_json
@@ -12,6 +13,7 @@ from services.checkout.domain import Complaint, Order, Shortage, Status
 from shared.contracts.envelope import rfc3339
 
 UNKNOWN_RETRY_S = 2
+UNAVAILABLE_RETRY_S = 2
 ANSWERED_WHILE_OPEN = frozenset({Status.PAYMENT_UNKNOWN, Status.REQUIRES_ACTION})
 
 
@@ -121,10 +123,10 @@ def key_in_use() -> Answer:
     return problem(409, "idempotency_key_in_use", "Idempotency-Key in use", detail, final=False, headers=headers)
 
 
-def provider_unavailable(reason: str) -> Answer:
+def provider_unavailable(reason: str, retry_after_s: float | None = None) -> Answer:
     """The charge certainly was not executed; stock and key are free again."""
     detail = f"the payment provider cannot be reached ({reason}); nothing was charged, repeat with the same key"
-    headers = {"Retry-After": "2"}
+    headers = {"Retry-After": str(ceil(retry_after_s or UNAVAILABLE_RETRY_S))}
     title = "The payment provider is unavailable"
     return problem(503, "payment_provider_unavailable", title, detail, final=False, headers=headers)
 

@@ -14,7 +14,7 @@ from services.checkout.commands.answers import Answer
 from services.checkout.commands.place_order import KeyTaken, Placed, PlaceOrder
 from services.checkout.commands.settle import Overtaken, Settle, Settled
 from services.checkout.domain import Order
-from services.checkout.payments.port import Charge, NotExecuted, Outcome
+from services.checkout.payments.port import Charge, Outcome
 from services.checkout.store import idempotency, orders
 from shared.runtime import metrics
 from shared.runtime.failpoints import reach
@@ -32,7 +32,6 @@ log = structlog.get_logger()
 
 KEY_WAIT_S = 5.0  # how long a repeated request waits for the answer of the first
 KEY_POLL_S = 0.05
-CHARGE_RETRY_S = 0.05  # one immediate second try when the first certainly did not happen
 
 
 class Checkout(Loop):
@@ -114,11 +113,7 @@ class Checkout(Loop):
 
     async def _charge(self, order: Order) -> Outcome:
         started = monotonic()
-        charge = charge_of(order)
-        outcome = await self._provider.charge(charge)
-        if isinstance(outcome, NotExecuted):
-            await self._clock.sleep(CHARGE_RETRY_S)
-            outcome = await self._provider.charge(charge)
+        outcome = await self._provider.charge(charge_of(order))
         metrics.CHARGE_SECONDS.labels(type(outcome).__name__).observe(monotonic() - started)
         return outcome
 

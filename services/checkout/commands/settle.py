@@ -146,5 +146,5 @@ def _of_unknown(order: Order) -> tuple[Status, Payment, bool]:
 
 def _answer(order: Order, outcome: Outcome) -> Answer:
     if isinstance(outcome, NotExecuted):
-        return answers.provider_unavailable(outcome.reason)
+        return answers.provider_unavailable(outcome.reason, outcome.retry_after_s)
     return answers.of_order(order)
