@@ -14,7 +14,7 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from services.checkout.routes import documents
 from services.checkout.routes.models import SubscriptionIn
 from services.checkout.routes.wiring import Wired, Wiring
-from services.checkout.store import orders
+from services.checkout.store import orders, refunds
 from shared.bus.log import Subscription
 from shared.contracts.envelope import rfc3339
 from shared.web.auth import Principal, require
@@ -37,8 +37,10 @@ async def page(wired: Wired, caller: Operator) -> HTMLResponse:  # noqa: ARG001 
     readers = await _readers(wired)
     async with wired.db.reading() as connection:
         unfinished = await orders.unfinished(connection)
+        open_refunds = await refunds.unfinished(connection)
     report = await wired.health.report()
-    return HTMLResponse(_template().render(report=report, subscriptions=readers, unfinished=unfinished))
+    shown = _template().render(report=report, subscriptions=readers, unfinished=unfinished, open_refunds=open_refunds)
+    return HTMLResponse(shown)
 
 
 @router.get("/subscriptions", summary="Who reads the log, and how far they are", responses=documents.SUBSCRIPTIONS)
