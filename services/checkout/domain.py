@@ -8,8 +8,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
+from shared.contracts.currencies import DECIMALS
+
 # Minor units. What payment providers take: Stripe charges at most eight digits and never nothing.
 MIN_TOTAL, MAX_TOTAL = 1, 99_999_999
+CARDS_ROUND = 3  # amounts of currencies with so many decimals end in 0: https://docs.stripe.com/currencies
 
 
 class Status(StrEnum):
@@ -229,12 +232,17 @@ def price(
             return Complaint("currency_mismatch", detail, "/currency")
         lines.append(Line(product.sku, product.name, want.quantity, product.unit_price))
     total = sum(line.subtotal for line in lines)
-    if not MIN_TOTAL <= total <= MAX_TOTAL:
-        detail = f"the total is {total} minor units; {MIN_TOTAL} to {MAX_TOTAL} can be charged"
+    if not chargeable(total, currency):
+        detail = f"the total is {total} minor units; {MIN_TOTAL} to {MAX_TOTAL} can be charged{_whole_steps(currency)}"
         return Complaint("total_not_chargeable", detail, "/lines")
     if expected_total is not None and expected_total != total:
         return Complaint("total_mismatch", f"the total is {total}, not {expected_total}", "/expected_total")
     return tuple(lines)
+
+
+def chargeable(amount: int, currency: str) -> bool:
+    """Whether a payment provider moves so many minor units; of a currency with three decimals, cards know two."""
+    return MIN_TOTAL <= amount <= MAX_TOTAL and (amount % 10 == 0 or DECIMALS.get(currency) != CARDS_ROUND)
 
 
 def charge_key(order_id: str, attempt: int) -> str:
@@ -259,6 +267,10 @@ def refunded(order: Order, refund: Refund, at: datetime) -> Order:
     cancelled = refund.kind is RefundKind.CANCEL
     after = moved(order, Status.CANCELLED, order.payment, at, told=True) if cancelled else order
     return replace(after, version=order.version + 1, refunded_total=order.refunded_total + refund.amount)
+
+
+def _whole_steps(currency: str) -> str:
+    return ", in steps of 10" if DECIMALS.get(currency) == CARDS_ROUND else ""
 
 
 def _add(book: dict[str, int], sku: str, quantity: int) -> None:

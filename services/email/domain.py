@@ -8,8 +8,9 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import assert_never
 
-from babel.numbers import format_currency, get_currency_precision
+from babel.numbers import format_currency
 
+from shared.contracts.currencies import DECIMALS
 from shared.contracts.orders import (
     ORDER_CANCELLED,
     ORDER_COMPLETED,
@@ -167,8 +168,11 @@ def subject_of(kind: Kind, order: OrderState) -> str:
 @lru_cache(maxsize=4096)  # prices repeat, and babel takes 20 µs for each
 def money(amount: int, currency: str) -> str:
     """An amount in minor units as people read it: `€12.50`, `¥1,250`, `KWD 1.250`."""
-    value = Decimal(amount).scaleb(-get_currency_precision(currency))
-    shown = format_currency(value, currency, locale=LOCALE).replace("\N{NO-BREAK SPACE}", " ")
+    # Not babel's own decimals: it leaves out those that nobody pays with any more, and 123.45 RSD would become 12,345.
+    decimals = DECIMALS.get(currency, 2)
+    pattern = f"¤#,##0.{'0' * decimals}".rstrip(".")
+    value = Decimal(amount).scaleb(-decimals)
+    shown = format_currency(value, currency, pattern, LOCALE, currency_digits=False).replace("\N{NO-BREAK SPACE}", " ")
     return _CODE_BEFORE_DIGITS.sub(" ", shown)
 
 

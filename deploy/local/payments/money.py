@@ -1,30 +1,11 @@
-"""Amounts for people: minor units with the decimals of their currency (ISO 4217)."""
+"""Amounts for people: minor units with the decimals of their currency."""
 
-NO_DECIMALS = frozenset(
-    {
-        "bif",
-        "clp",
-        "djf",
-        "gnf",
-        "isk",
-        "jpy",
-        "kmf",
-        "krw",
-        "pyg",
-        "rwf",
-        "ugx",
-        "vnd",
-        "vuv",
-        "xaf",
-        "xof",
-        "xpf",
-    }
-)
-THREE_DECIMALS = frozenset({"bhd", "jod", "kwd", "lyd", "omr", "tnd"})
+from shared.contracts.currencies import DECIMALS
 
 
 def display(amount: int, currency: str) -> str:
-    digits = 0 if currency in NO_DECIMALS else 3 if currency in THREE_DECIMALS else 2
+    code = currency.upper()
+    digits = DECIMALS.get(code, 2)
     whole, fraction = divmod(amount, 10**digits)
     decimals = f".{fraction:0{digits}d}" if digits else ""
-    return f"{whole:,}{decimals} {currency.upper()}"
+    return f"{whole:,}{decimals} {code}"

@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from services.checkout.domain import MAX_TOTAL
+from shared.contracts.currencies import DECIMALS
 from shared.web.problems import Problem
 
 # No control characters, no line separators, and nothing that lets a text show itself in another order than it has.
@@ -25,9 +26,19 @@ def _addressable(email: str) -> str:
     return email
 
 
+def _of_iso_4217(code: str) -> str:
+    if code not in DECIMALS:
+        raise ValueError("write the ISO 4217 code of a currency, such as EUR")
+    return code
+
+
 Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PLAIN)]
 Sku = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Currency = Annotated[str, StringConstraints(pattern=r"^[A-Z]{3}$")]
+Currency = Annotated[
+    str,
+    AfterValidator(_of_iso_4217),
+    WithJsonSchema({"type": "string", "enum": list(DECIMALS), "title": "ISO 4217 code"}),
+]
 # One @, no white space or control characters, no display name. The mail server has the last word on the rest.
 Email = Annotated[
     str,
