@@ -16,14 +16,19 @@ from deploy.local.payments import form, operations
 from deploy.local.payments.connection import reset_of
 from deploy.local.payments.errors import InvalidRequest, StripeError, TooLarge, Unauthorized, error_body
 from deploy.local.payments.events import API_VERSION
-from deploy.local.payments.faults import FaultPlan
+from deploy.local.payments.faults import CALM, FaultPlan
 from deploy.local.payments.idempotency import Claim, fingerprint
 from deploy.local.payments.ledger import Answer, Ledger
+from deploy.local.payments.losses import Losses
 from deploy.local.payments.operations import Call, Operation
 
 MAX_BODY_BYTES = 65_536
 VERSION = re.compile(rb"\d{4}-\d{2}-\d{2}(\.[a-z]+)?")
-LOST_500 = Answer(500, error_body({"type": "api_error", "message": "An unknown error occurred"}))
+TOO_MANY = Answer(
+    429, error_body({"type": "invalid_request_error", "code": "rate_limit", "message": "Too many requests"})
+)
+BAD_GATEWAY = Answer(502, b"<html><body><h1>502 Bad Gateway</h1></body></html>")
+RETRY_AFTER = (b"retry-after", b"1")
 
 # (method, resource, what follows: "" nothing, "*" an id, else the verb behind the id)
 OPERATIONS: dict[tuple[str, str, str], Operation] = {
@@ -45,6 +50,7 @@ class Api:
     def __init__(self, ledger: Ledger, faults: FaultPlan, secret_key: str) -> None:
         self._ledger = ledger
         self._faults = faults
+        self._losses = Losses(faults)
         basic = base64.b64encode(f"{secret_key}:".encode())
         self._accepted = (b"Bearer " + secret_key.encode(), b"Basic " + basic)
 
@@ -56,11 +62,20 @@ class Api:
         try:
             self._authenticate(headers)
             version = _version(headers)
-            answer = await self._answer(scope, headers, receive)
+            answer = self._turned_away() or await self._answer(scope, headers, receive, send)
         except StripeError as error:
             answer, version = Answer(error.status, error.body()), API_VERSION.encode()
         if answer is not None:
             await respond(send, answer, headers, version)
+
+    def _turned_away(self) -> Answer | None:
+        """What a fault answers before anything is done."""
+        faults = self._faults.active
+        if faults is CALM:
+            return None
+        if self._faults.hits(faults.too_many):
+            return TOO_MANY
+        return BAD_GATEWAY if self._faults.hits(faults.bad_gateway) else None
 
     def _authenticate(self, headers: dict[bytes, bytes]) -> None:
         given = headers.get(b"authorization", b"")
@@ -69,7 +84,7 @@ class Api:
         if not any(hmac.compare_digest(given, accepted) for accepted in self._accepted):
             raise Unauthorized("Invalid API Key provided.")
 
-    async def _answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer | None:
+    async def _answer(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> Answer | None:
         """None: a fault took the answer, the connection is gone."""
         method: str = scope["method"]
         path: str = scope["path"]
@@ -79,11 +94,13 @@ class Api:
         call = Call(self._ledger, self._faults, form.nest(pairs), object_id, None, _origin(headers))
         key = headers.get(b"idempotency-key") if method == "POST" else None
         if key is None:
-            return await self._run(operation, call, scope, receive)
+            return await self._run(operation, call, scope, receive, send)
         call.claim = Claim(key.decode("latin-1"), sys.intern(path), fingerprint(pairs))
-        return await self._run_once(operation, call, scope, receive)
+        return await self._run_once(operation, call, scope, receive, send)
 
-    async def _run_once(self, operation: Operation, call: Call, scope: Scope, receive: Receive) -> Answer | None:
+    async def _run_once(
+        self, operation: Operation, call: Call, scope: Scope, receive: Receive, send: Send
+    ) -> Answer | None:
         assert call.claim is not None  # noqa: S101 - for the type checker
         stored = self._ledger.stored_answer(call.claim)
         if stored is not None:
@@ -93,50 +110,17 @@ class Api:
         finally:
             # Before a fault hangs on to the answer: from here on the key has its stored answer.
             self._ledger.keys.release(call.claim)
-        return await self._lose(call, answer, scope, receive)
+        return await self._losses.lose(answer, scope, receive, send) if call.moved_money else answer
 
-    async def _run(self, operation: Operation, call: Call, scope: Scope, receive: Receive) -> Answer | None:
-        return await self._lose(call, await self._execute(operation, call), scope, receive)
+    async def _run(self, operation: Operation, call: Call, scope: Scope, receive: Receive, send: Send) -> Answer | None:
+        answer = await self._execute(operation, call)
+        return await self._losses.lose(answer, scope, receive, send) if call.moved_money else answer
 
     async def _execute(self, operation: Operation, call: Call) -> Answer:
         latency_ms = self._faults.active.latency_ms
         if latency_ms:
             await asyncio.sleep(latency_ms / 1000)
         return operation(call)
-
-    async def _lose(self, call: Call, answer: Answer, scope: Scope, receive: Receive) -> Answer | None:
-        loss = self._faults.loss() if call.moved_money else None
-        match loss:
-            case None:
-                return answer
-            case "hang":
-                return await self._hang(answer, scope, receive)
-            case "reset":
-                reset_of(scope)()
-                return None
-            case "500":
-                # Stripe would store this 500 for the key. Then nobody could learn the outcome with that key:
-                # the stored answer is the true one and this 500 is given once.
-                return LOST_500
-
-    async def _hang(self, answer: Answer, scope: Scope, receive: Receive) -> Answer | None:
-        try:
-            return answer if await self._outlasted(receive) else None
-        except asyncio.CancelledError:
-            # The sandbox is stopping, and uvicorn would answer 500 now: a hanging answer stays unsaid.
-            reset_of(scope)()
-            return None
-
-    async def _outlasted(self, receive: Receive) -> bool:
-        """Wait until the client goes (False) or the fault ends (True: the late answer is sent)."""
-        gone = asyncio.ensure_future(_disconnected(receive))
-        ended = asyncio.ensure_future(self._faults.ended())
-        try:
-            await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED)
-            return not gone.done()
-        finally:
-            gone.cancel()
-            ended.cancel()
 
 
 def route(method: str, path: str) -> tuple[Operation, str]:
@@ -176,15 +160,12 @@ async def respond(send: Send, answer: Answer, request: dict[bytes, bytes], versi
     key = request.get(b"idempotency-key")
     if key is not None:
         headers.append((b"idempotency-key", key))
+    if answer.status == TOO_MANY.status:
+        headers.append(RETRY_AFTER)
     if answer.replayed:
         headers.append((b"idempotent-replayed", b"true"))
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     await send({"type": "http.response.body", "body": answer.body})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _version(headers: dict[bytes, bytes]) -> bytes:

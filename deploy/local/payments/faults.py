@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 MAX_LATENCY_MS = 600_000
 MAX_SECONDS = 86_400.0
 
-Loss: TypeAlias = Literal["hang", "reset", "500"]
+Loss: TypeAlias = Literal["hang", "reset", "500", "drip", "truncated", "wrong_amount", "wrong_currency", "other_order"]
 
 
 class FaultError(ValueError):
@@ -32,10 +32,15 @@ class Faults:
     charge_then_hang   done and journalled, then no answer until the client goes or the fault ends
     charge_then_reset  done and journalled, then the connection is reset
     charge_then_500    done and journalled, then answered 500; the key's stored answer is the true one
+    charge_then_drip   done and journalled, then answered with one byte a second
+    charge_then_…      done and journalled, then answered with half of the JSON (`truncated`), with another amount,
+                       with another currency, or with another order's id
+    too_many           429 with `Retry-After: 1` before anything is done
+    bad_gateway        502 with a page of HTML before anything is done
     seed               the same seed gives the same decisions to the same sequence of requests
     for_s              after this many seconds all of it ends by itself
 
-    The three `charge_then_…` hit the request that moves money (create with confirm, confirm, refund),
+    The `charge_then_…` hit the request that moves money (create with confirm, confirm, refund),
     whatever its outcome, and never a replay: who asks again with the same key learns what happened.
     """
 
@@ -43,13 +48,30 @@ class Faults:
     charge_then_hang: float = 0.0
     charge_then_reset: float = 0.0
     charge_then_500: float = 0.0
+    charge_then_drip: float = 0.0
+    charge_then_truncated: float = 0.0
+    charge_then_wrong_amount: float = 0.0
+    charge_then_wrong_currency: float = 0.0
+    charge_then_other_order: float = 0.0
+    too_many: float = 0.0
+    bad_gateway: float = 0.0
     refuse: float = 0.0
     decline_rate: float = 0.0
     seed: int | None = None
     for_s: float | None = None
 
 
-RATES = ("charge_then_hang", "charge_then_reset", "charge_then_500", "refuse", "decline_rate")
+LOSSES: dict[str, Loss] = {
+    "charge_then_hang": "hang",
+    "charge_then_reset": "reset",
+    "charge_then_500": "500",
+    "charge_then_drip": "drip",
+    "charge_then_truncated": "truncated",
+    "charge_then_wrong_amount": "wrong_amount",
+    "charge_then_wrong_currency": "wrong_currency",
+    "charge_then_other_order": "other_order",
+}
+RATES = (*LOSSES, "refuse", "too_many", "bad_gateway", "decline_rate")
 CALM = Faults()
 
 
@@ -105,7 +127,7 @@ class FaultPlan:
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def set(self, faults: Faults) -> None:
-        self._faults = faults
+        self._faults = CALM if faults == CALM else faults
         self._dice = random.Random(faults.seed)  # noqa: S311 - dice for tests, not for secrets
         self._until = math.inf if faults.for_s is None else self.monotonic() + faults.for_s
         self._changed.set()
@@ -128,11 +150,9 @@ class FaultPlan:
     def loss(self) -> Loss | None:
         """What becomes of the answer to a request that has just moved money."""
         faults = self.active
-        if self.hits(faults.charge_then_hang):
-            return "hang"
-        if self.hits(faults.charge_then_reset):
-            return "reset"
-        return "500" if self.hits(faults.charge_then_500) else None
+        if faults is CALM:
+            return None
+        return next((loss for name, loss in LOSSES.items() if self.hits(getattr(faults, name))), None)
 
     async def ended(self) -> None:
         """Returns when the present faults are replaced, cleared or over."""

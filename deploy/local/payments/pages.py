@@ -43,7 +43,7 @@ def newest_first(
     within: range | None = None,
 ) -> tuple[list[Item], bool]:
     """The page and whether there is more behind it; `within` are the positions that are looked at."""
-    first, end = (within.start, within.stop) if within else (0, len(items))
+    first, end = (within.start, within.stop) if within is not None else (0, len(items))
     start = end if page.starting_after is None else min(end, position_of(page.starting_after))
     found: list[Item] = []
     for position in range(start - 1, first - 1, -1):

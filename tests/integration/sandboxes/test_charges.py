@@ -109,6 +109,34 @@ async def test_lists_page_from_the_newest_to_the_oldest(payments: Payments, orde
     assert first.has_more
 
 
+async def test_a_list_keeps_to_its_time_and_shows_what_was_given_back(payments: Payments, order_id: str) -> None:
+    intent = await payments.intents.create_async(charge_of(order_id))
+    await payments.refunds.create_async({"payment_intent": intent.id, "amount": 50})
+    at = intent.created
+
+    within = await payments.intents.list_async(
+        {"created": {"gte": at, "lte": at}, "limit": 100, "expand": ["data.latest_charge"]}
+    )
+    before = await payments.intents.list_async({"created": {"lt": at}, "limit": 100})
+    after = await payments.intents.list_async({"created": {"gt": at}})
+
+    seen = {item.id: item for item in within.data}
+    charge = seen[intent.id].latest_charge
+    assert isinstance(charge, stripe.Charge)
+    assert (charge.amount_captured, charge.amount_refunded) == (1_050, 50)
+    assert all(item.created == at for item in within.data)
+    assert intent.id not in {item.id for item in [*before.data, *after.data]}
+
+
+@pytest.mark.parametrize(
+    "query", ["created[gte]=yesterday", "created[about]=1", "created=1", "expand[]=data.customer", "expand=x"]
+)
+async def test_a_list_that_cannot_be_meant_is_refused(payments: Payments, query: str) -> None:
+    answer = await payments.http.get(f"/v1/payment_intents?{query}", headers={"authorization": f"Bearer {SECRET_KEY}"})
+
+    assert answer.status_code == 400
+
+
 async def test_refunds_add_up_to_the_captured_amount_at_most(payments: Payments, order_id: str) -> None:
     intent = await payments.intents.create_async(charge_of(order_id))
     part = await payments.refunds.create_async({"payment_intent": intent.id, "amount": 50})

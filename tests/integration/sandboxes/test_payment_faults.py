@@ -57,6 +57,65 @@ async def test_charge_then_500_lies_once_and_then_tells_the_truth(payments: Paym
     assert (await payments.row(order_id))["captured"] == 200
 
 
+@pytest.mark.parametrize(
+    ("fault", "member", "truth"),
+    [
+        ("charge_then_wrong_amount", "amount_received", 200),
+        ("charge_then_wrong_currency", "currency", "eur"),
+        ("charge_then_other_order", "metadata", {}),
+    ],
+)
+async def test_a_spoilt_answer_lies_once_about_money_that_has_moved(
+    payments: Payments, order_id: str, fault: str, member: str, truth: object
+) -> None:
+    await payments.faults(**{fault: True})
+
+    lie = (await payments.charge(order_id)).json()
+    again = (await payments.charge(order_id)).json()
+
+    assert (lie["id"], lie["status"]) == (again["id"], "succeeded")
+    assert lie[member] != again[member]
+    assert again[member] == truth or again[member] == {"order_id": order_id}
+    assert (await payments.row(order_id))["captured"] == 200
+
+
+async def test_a_truncated_answer_is_half_of_the_true_one(payments: Payments, order_id: str) -> None:
+    await payments.faults(charge_then_truncated=True)
+
+    half = await payments.charge(order_id)
+    whole = await payments.charge(order_id)
+
+    assert half.status_code == 200
+    assert half.content == whole.content[: len(whole.content) // 2]
+
+
+async def test_a_dripping_answer_outlasts_every_wait_between_two_bytes(payments: Payments, order_id: str) -> None:
+    await payments.faults(charge_then_drip=True, for_s=1.5)
+    started = asyncio.get_running_loop().time()
+
+    with pytest.raises(httpx.TransportError):
+        await payments.charge(order_id)
+
+    assert asyncio.get_running_loop().time() - started >= 1.4
+    assert (await payments.charge(order_id)).headers["idempotent-replayed"] == "true"
+
+
+@pytest.mark.parametrize(("fault", "status"), [("too_many", 429), ("bad_gateway", 502)])
+async def test_who_is_turned_away_is_not_charged_and_the_key_stays_free(
+    payments: Payments, order_id: str, fault: str, status: int
+) -> None:
+    await payments.faults(**{fault: True})
+
+    turned_away = await payments.charge(order_id)
+    await payments.faults()
+    charged = await payments.charge(order_id)
+
+    assert turned_away.status_code == status
+    assert turned_away.headers.get("retry-after") == ("1" if status == 429 else None)
+    assert charged.status_code == 200
+    assert "idempotent-replayed" not in charged.headers
+
+
 async def test_refuse_resets_before_anything_is_done(payments: Payments, order_id: str) -> None:
     await payments.faults(refuse=1)
 
