@@ -14,16 +14,18 @@ from services.checkout.commands.refund import Refunds
 from services.checkout.commands.refund_book import RefundBook
 from services.checkout.commands.refund_recovery import RefundRecovery
 from services.checkout.commands.seed import seed as put_seed
+from services.checkout.commands.webhooks import Webhooks
 from services.checkout.payments.breaker import Breaker, State
 from services.checkout.payments.guard import GuardedProvider, Lane
-from services.checkout.payments.port import PaymentProvider
 from services.checkout.payments.stripe import StripeProvider
 from services.checkout.routes import catalogue, ops, orders, refunds
+from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
 from shared.bus.log import EventLog
 from shared.bus.relay import Relays
 from shared.bus.streams import RedisStreams
+from shared.runtime.admission import Admission, Bounds
 from shared.runtime.clock import SystemClock
 from shared.runtime.db import Database
 from shared.runtime.group_commit import GroupCommit
@@ -44,13 +46,13 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     provider = payment_provider(settings)
     stack.push_async_callback(provider.close)
     clock = SystemClock()
-    log = EventLog(settings.partitions)
     breaker = Breaker(clock.monotonic)
     lanes = {lane.name: GuardedProvider(provider, breaker, lane, clock) for lane in payment_lanes(settings)}
+    log = EventLog(settings.partitions)
     relays = Relays(db, log, streams, settings.window)
     work = Batches(log, settings.source, settings.lease_s, settings.reservation_s)
     batches: GroupCommit[Command, Result] = GroupCommit(
-        "orders", db, work.execute, work.recall, after_commit=relays.wake_children
+        "orders", db, work.execute, work.recall, at_once=work.at_once, after_commit=relays.wake_children
     )
     admission = Admission(bounds(settings))
     checkout = Checkout(db, batches, lanes["orders"], clock, admission)
@@ -58,25 +60,29 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     book = RefundBook(log, settings.source, settings.lease_s)
     giving_back = Refunds(db, book, lanes["orders"], clock, relays.wake_children)
     refund_recovery = RefundRecovery(db, giving_back, lanes["recovery"], clock, settings.lease_s)
+    webhooks = Webhooks(db, lanes["recovery"], giving_back, clock, webhook_secrets(settings))
     checks = [
         Check("postgres", timed(db.ping), critical=True),
         Check("redis", timed(streams.ping)),  # orders are taken without it
-        Check("payments", payments_probe(provider, breaker)),
+        Check("payments", timed(provider.ping)),
+        Check("payments", breaker_probe(breaker)),  # of its own: it is of interest when the other one fails
     ]
-    health = Health(NAME, checks, [batches, checkout, recovery, giving_back, refund_recovery, relays])
     door = Door("POST", "/v1/orders", admission)
     checks.append(Check("orders", door.probe))
+    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, relays]
+    health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     app = create_app(
         service=NAME,
         settings=settings,
         health=health,
         keys=DatabaseKeys(db, Quota(settings.key_rate, settings.key_burst)),
-        routers=[orders.router, refunds.router, catalogue.router, ops.router],
+        routers=[orders.router, refunds.router, catalogue.router, provider_webhooks.router, ops.router],
         direct={orders.place: orders.place_directly},
+        door=door,
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",
     )
-    app.state.wiring = Wiring(checkout, giving_back, Catalogue(db), db, log, clock, health)
-    return Service(app, [checkout, recovery, giving_back, refund_recovery, relays], [batches], health.drain)
+    app.state.wiring = Wiring(checkout, giving_back, webhooks, Catalogue(db), db, log, clock, health)
+    return Service(app, loops, [batches, webhooks.batches], health.drain, door)
 
 
 def database(settings: CheckoutSettings, stack: AsyncExitStack) -> Database:
@@ -88,6 +94,16 @@ def database(settings: CheckoutSettings, stack: AsyncExitStack) -> Database:
     )
     stack.push_async_callback(db.close)
     return db
+
+
+def bounds(settings: CheckoutSettings) -> Bounds:
+    """How many orders may be in flight, and how long they may wait."""
+    return Bounds(
+        settings.orders_in_flight_least,
+        settings.orders_in_flight_most,
+        settings.order_wait_target_s,
+        settings.order_wait_most_s,
+    )
 
 
 def payment_provider(settings: CheckoutSettings) -> StripeProvider:
@@ -110,20 +126,23 @@ def payment_lanes(settings: CheckoutSettings) -> tuple[Lane, Lane]:
     )
 
 
-async def seed(settings: CheckoutSettings) -> None:
-    """Put the demo catalogue and keys in, where they are missing."""
-    async with AsyncExitStack() as stack, database(settings, stack).transaction() as connection:
-        await put_seed(connection, settings)
-def payments_probe(provider: PaymentProvider, breaker: Breaker) -> Probe:
-    """How long the provider takes to answer, and whether it is called at all."""
-    answers = timed(provider.ping)
+def webhook_secrets(settings: CheckoutSettings) -> list[str]:
+    """What the provider's webhooks may be signed with."""
+    return [secret.get_secret_value() for secret in settings.payments_webhook_secret]
+
+
+def breaker_probe(breaker: Breaker) -> Probe:
+    """Whether the payment provider is called at all."""
 
     async def probe() -> Mapping[str, Reading]:
-        readings = await answers()
         state = breaker.state
         status = Status.PASS if state is State.CLOSED else Status.WARN
-        return {**readings, "breaker": Reading(state.name.lower().replace("_", "-"), status=status)}
+        return {"breaker": Reading(state.name.lower().replace("_", "-"), status=status)}
 
     return probe
 
 
+async def seed(settings: CheckoutSettings) -> None:
+    """Put the demo catalogue and keys in, where they are missing."""
+    async with AsyncExitStack() as stack, database(settings, stack).transaction() as connection:
+        await put_seed(connection, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
@@ -95,6 +95,17 @@ class Order:
         return {line.sku: line.quantity for line in self.lines}
 
 
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What the provider says of an order's payment: a reason to ask, and nothing more."""
+
+    event_id: str
+    type: str
+    order_id: str
+    reference: str
+    paid: bool  # whether it says that money has moved
+
+
 class RefundKind(StrEnum):
     """Why money goes back: asked for, with the whole order, or because it came after the order had ended."""
 
@@ -180,7 +191,7 @@ class Shelf:
     """The products of one transaction, with what its commands have taken and given back so far."""
 
     def __init__(self, products: Mapping[str, Product]) -> None:
-        """`products` must be locked rows."""
+        """`products` are locked rows, or remembered ones that are checked before anything is written."""
         self._products = dict(products)
         self.available: dict[str, int] = {}
         self.reserved: dict[str, int] = {}
@@ -189,6 +200,11 @@ class Shelf:
     def product(self, sku: str) -> Product | None:
         """The product, if the catalogue has it."""
         return self._products.get(sku)
+
+    @property
+    def products(self) -> Collection[Product]:
+        """The products as they were found."""
+        return self._products.values()
 
     def shortages(self, lines: Sequence[Line]) -> list[Shortage]:
         """The lines that cannot be served from what is left."""

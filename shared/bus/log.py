@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from zlib import crc32
 
@@ -26,9 +27,10 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlalchemy.dialects.postgresql import UUID
 
 from shared.contracts.envelope import Envelope, encode
+from shared.runtime.statements import Part, Write, together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,27 +74,6 @@ subscriptions = Table(
     ),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     CheckConstraint("0 <= settled AND settled <= cursor", name="subscriptions_settled_up_to_cursor"),
-)
-
-# The head's row lock is taken by this statement and held until COMMIT: that is what makes positions follow commit
-# order. It must therefore be the transaction's last statement, so that the lock is held for one fsync and no more.
-_APPEND = text(
-    """
-    WITH head AS (
-        UPDATE log_head SET position = position + :count WHERE partition = :partition
-        RETURNING position - :count AS base
-    )
-    INSERT INTO event_log (partition, position, event_id, type, subject, event)
-    SELECT :partition, head.base + e.n, e.event_id, e.type, e.subject, e.event
-    FROM head, unnest(:ids, :types, :subjects, :events) WITH ORDINALITY AS e (event_id, type, subject, event, n)
-    """
-).bindparams(
-    bindparam("count", type_=BigInteger),
-    bindparam("partition", type_=Integer),
-    bindparam("ids", type_=ARRAY(UUID)),
-    bindparam("types", type_=ARRAY(Text)),
-    bindparam("subjects", type_=ARRAY(Text)),
-    bindparam("events", type_=ARRAY(Text)),
 )
 
 _READ = text(
@@ -151,6 +132,37 @@ class LoggedEvent:
     created_at: datetime
 
 
+@lru_cache(maxsize=1024)
+def _append(partition: int) -> tuple[Part, Part]:
+    """Number and insert.
+
+    The head's row lock is taken here and held until COMMIT: that is what makes positions follow commit order. It must
+    therefore be the last thing a transaction does, so that the lock is held for one fsync and no more.
+    """
+    head = Part(
+        f"head_{partition}",
+        f"""
+        UPDATE log_head SET position = position + :count WHERE partition = {partition}
+        RETURNING position - :count AS base
+        """,  # noqa: S608 - a number
+    )
+    entries = Part(
+        f"appended_{partition}",
+        f"""
+        INSERT INTO event_log (partition, position, event_id, type, subject, event)
+        SELECT {partition}, head.base + e.n, e.event_id, e.type, e.subject, e.event
+        FROM head_{partition} AS head,
+             unnest(:ids, :types, :subjects, :events) WITH ORDINALITY AS e (event_id, type, subject, event, n)
+        RETURNING position
+        """,  # noqa: S608 - a number
+        ids=UUID,
+        types=Text,
+        subjects=Text,
+        events=Text,
+    )
+    return head, entries
+
+
 class EventLog:
     """Reads and appends. Every method works inside the caller's transaction."""
 
@@ -164,25 +176,41 @@ class EventLog:
 
     async def append(self, connection: AsyncConnection, events: Sequence[Envelope]) -> None:
         """Append in the given order. Must be the last statement of the transaction."""
-        by_partition: defaultdict[int, list[Envelope]] = defaultdict(list)
+        for partition, its_events in self.by_partition(events):
+            await self._append_to(connection, partition, its_events)
+
+    def by_partition(self, events: Sequence[Envelope]) -> list[tuple[int, list[Envelope]]]:
+        """The events of each partition, in the order in which everybody appends: two appenders cannot deadlock."""
+        found: defaultdict[int, list[Envelope]] = defaultdict(list)
         for event in events:
-            by_partition[self.partition_of(event.subject)].append(event)
-        for partition in sorted(by_partition):  # the same order everywhere, so that two appenders cannot deadlock
-            await self._append_to(connection, partition, by_partition[partition])
+            found[self.partition_of(event.subject)].append(event)
+        return sorted(found.items())
 
     async def _append_to(self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]) -> None:
-        rows = {
-            "count": len(events),
-            "partition": partition,
-            "ids": [event.id for event in events],
-            "types": [event.type for event in events],
-            "subjects": [event.subject for event in events],
-            "events": [encode(event) for event in events],
-        }
-        if (await connection.execute(_APPEND, rows)).rowcount == 0:
+        append = self.appending(partition, events)
+        values = {name: value for write in append for name, value in write.values.items()}
+        parts = tuple(write.part for write in append)
+        statement = together(parts, f"SELECT count(*) FROM {parts[-1].name}")  # noqa: S608 - a name of our own
+        if not (await connection.execute(statement, values)).scalar_one():
             # The first event of a partition that the settings have only just added.
             await connection.execute(_OPEN_PARTITION, {"partition": partition})
-            await connection.execute(_APPEND, rows)
+            await connection.execute(statement, values)
+
+    def appending(self, partition: int, events: Sequence[Envelope]) -> tuple[Write, Write]:
+        """The writes that append events of one partition, to share a round trip with others; both return their rows.
+
+        The second returns nothing when the partition has not been opened yet, which `append` would do.
+        """
+        head, entries = _append(partition)
+        return (
+            head.write(count=len(events)),
+            entries.write(
+                ids=[event.id for event in events],
+                types=[event.type for event in events],
+                subjects=[event.subject for event in events],
+                events=[encode(event) for event in events],
+            ),
+        )
 
     async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LogEntry]:
         """The next entries behind `after`, without gaps."""

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
 
 from shared.runtime.errors import Action, CommitUnknown, classify, sqlstate
+from shared.runtime.failpoints import reach
 
 COMMAND_TIMEOUT_S = 6.0  # one above the role's statement_timeout, so that the server answers first
 CONNECT_TIMEOUT_S = 5.0
@@ -70,6 +71,20 @@ class Database:
         async with self._autocommit.connect() as connection:
             yield connection
 
+    async def once(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """Run `work`, which must write with one statement only: it commits by itself, in the same round trip.
+
+        Raises `CommitUnknown` when the connection breaks while the statement is on its way.
+        """
+        async with self.reading() as connection:
+            try:
+                result = await work(connection)
+                await reach("C5")
+                return result
+            except Exception as error:
+                _doubt(error)
+                raise
+
     async def run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Run `work` in a transaction; deadlocks and serialization failures are tried again at most three times."""
         for attempt in range(1, CONFLICT_RETRIES + 1):
@@ -103,12 +118,17 @@ def asyncpg_url(url: str) -> str:
 async def _commit(transaction: AsyncTransaction) -> None:
     try:
         await transaction.commit()
+        await reach("C5")
     except Exception as error:
-        # A refusal by the server (a deferred constraint, say) is certain. A broken connection is not: the COMMIT may
-        # have arrived. Whoever began the transaction must read back before doing anything else.
-        if classify(error) is Action.RECONNECT:
-            raise CommitUnknown(str(error)) from error
+        _doubt(error)
         raise
+
+
+def _doubt(error: Exception) -> None:
+    # A refusal by the server (a deferred constraint, say) is certain. A broken connection is not: the COMMIT may have
+    # arrived. Whoever began the transaction must read back before doing anything else.
+    if classify(error) is Action.RECONNECT:
+        raise CommitUnknown(str(error)) from error
 
 
 async def _rollback(transaction: AsyncTransaction) -> None:

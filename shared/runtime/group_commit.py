@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from shared.runtime import metrics
 from shared.runtime.db import Database
-from shared.runtime.errors import CommitUnknown, is_infrastructure
+from shared.runtime.errors import CommitUnknown, OrderstreamError, is_infrastructure
 from shared.runtime.supervision import Loop, brief
 
 log = structlog.get_logger()
@@ -31,12 +31,19 @@ Recall = Callable[[AsyncConnection, Command], Awaitable[Result | None]]
 MAX_BATCH = 256
 
 
+class NotAtOnce(OrderstreamError):
+    """The batch does not fit into one statement, or the statement found the world changed: nothing was written."""
+
+
 class GroupCommit(Loop, Generic[Command, Result]):
     """Runs commands in batches, one transaction a batch.
 
     `execute` gets the commands in arrival order and returns one result each, in that order. A batch that fails is
     repeated command by command, so one bad command never fails the others. When the answer to COMMIT is lost, `recall`
     reads back what became of a command: its result, or None when it was not committed (it is then run again).
+
+    `at_once`, where there is one, is tried first: it must do the same in a single statement, which commits by itself,
+    or raise `NotAtOnce`.
     """
 
     def __init__(
@@ -46,6 +53,7 @@ class GroupCommit(Loop, Generic[Command, Result]):
         execute: Execute[Command, Result],
         recall: Recall[Command, Result],
         *,
+        at_once: Execute[Command, Result] | None = None,
         after_commit: Callable[[], None] = lambda: None,
         max_batch: int = MAX_BATCH,
     ) -> None:
@@ -54,6 +62,7 @@ class GroupCommit(Loop, Generic[Command, Result]):
         self._db = db
         self._execute = execute
         self._recall = recall
+        self._at_once = at_once
         self._after_commit = after_commit
         self._max_batch = max_batch
         self._queue: deque[tuple[Command, asyncio.Future[Result]]] = deque()
@@ -88,7 +97,7 @@ class GroupCommit(Loop, Generic[Command, Result]):
     async def _run_batch(self, batch: list[tuple[Command, asyncio.Future[Result]]]) -> None:
         commands = [command for command, _ in batch]
         try:
-            results = await self._db.run(lambda connection: self._execute(connection, commands))
+            results = await self._commit(commands)
         except CommitUnknown as error:
             await self._read_back(batch, error)
         except Exception as error:  # noqa: BLE001 - it goes to whoever submitted the command
@@ -100,6 +109,14 @@ class GroupCommit(Loop, Generic[Command, Result]):
             self._after_commit()
             for (_, future), result in zip(batch, results, strict=True):
                 _answer(future, result)
+
+    async def _commit(self, commands: Sequence[Command]) -> Sequence[Result]:
+        if at_once := self._at_once:
+            try:
+                return await self._db.once(lambda connection: at_once(connection, commands))
+            except NotAtOnce:
+                metrics.STEP_BY_STEP.labels(self.name).inc()
+        return await self._db.run(lambda connection: self._execute(connection, commands))
 
     async def _split(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: Exception) -> None:
         # A server that is away fails every command alike, so only an error of the work itself is worth a second look.

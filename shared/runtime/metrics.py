@@ -15,18 +15,18 @@ HTTP_SECONDS = Histogram("orderstream_http_seconds", "Seconds from request to an
 LOOP_FAILURES = Counter("orderstream_loop_failures", "Steps of a background loop that failed", ("loop", "error"))
 LOOP_LAG = Gauge("orderstream_event_loop_lag_seconds", "How late the event loop wakes a sleeper")
 
+# Admission
+IN_FLIGHT = Gauge("orderstream_admission_in_flight", "Orders that were let in and are not answered yet")
+LIMIT = Gauge("orderstream_admission_limit", "How many of them there may be")
+TURNED_AWAY = Counter("orderstream_admission_turned_away", "Orders answered with 503 before anything else", ("reason",))
+
 # Group commit
 BATCH_SIZE = Histogram("orderstream_batch_size", "Commands per transaction", ("group",), buckets=_SIZES)
+STEP_BY_STEP = Counter("orderstream_batches_step_by_step", "Batches that one statement could not write", ("group",))
 
 # Checkout
 ORDERS = Counter("orderstream_orders", "Orders by what the client was told", ("outcome",))
 CHARGE_SECONDS = Histogram("orderstream_charge_seconds", "Seconds of a payment call", ("outcome",), buckets=_FAST_S)
-PAYMENT_ANSWERS_NOT_BELIEVED = Counter(
-    "orderstream_payment_answers_not_believed", "Answers of the payment provider that do not fit what was asked"
-)
-RECOVERED = Counter("orderstream_orders_recovered", "Orders that the recovery loop finished", ("status",))
-REFUNDS = Counter("orderstream_refunds", "Refunds by kind and by what the provider answered", ("kind", "outcome"))
-OPEN_REFUNDS = Gauge("orderstream_refunds_open", "Refunds that may or may not have been executed, or not yet")
 PAYMENT_BREAKER = Gauge("orderstream_payment_breaker", "Calls to the payment provider: 0 made, 1 tried, 2 not made")
 PAYMENT_CALLS = Counter("orderstream_payment_calls", "Calls to the payment provider", ("lane",))
 PAYMENT_CALLS_REFUSED = Counter(
@@ -35,6 +35,13 @@ PAYMENT_CALLS_REFUSED = Counter(
     ("lane", "why"),
 )
 PAYMENT_RETRIES = Counter("orderstream_payment_retries", "Second tries of charges that certainly did not happen")
+PAYMENT_NOTICES = Counter("orderstream_payment_notices", "Webhooks of the payment provider", ("outcome",))
+PAYMENT_ANSWERS_NOT_BELIEVED = Counter(
+    "orderstream_payment_answers_not_believed", "Answers of the payment provider that do not fit what was asked"
+)
+RECOVERED = Counter("orderstream_orders_recovered", "Orders that the recovery loop finished", ("status",))
+REFUNDS = Counter("orderstream_refunds", "Refunds by kind and by what the provider answered", ("kind", "outcome"))
+OPEN_REFUNDS = Gauge("orderstream_refunds_open", "Refunds that may or may not have been executed, or not yet")
 
 # Relay: one set per subscription and partition
 PUBLISHED = Counter("orderstream_relay_published", "Events published", ("service", "partition"))

@@ -5,7 +5,7 @@ orders (by compare-and-set) → idempotency keys (sorted) → products (sorted) 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -16,13 +16,16 @@ from services.checkout.commands.place_order import Placed, PlaceOrder, PlaceResu
 from services.checkout.commands.settle import Settle, SettleResult
 from services.checkout.domain import Order, Shelf, Status
 from services.checkout.store import idempotency, orders, stock
-from services.checkout.store.idempotency import FinalAnswer
+from services.checkout.store.at_once import Assumption, commit
+from services.checkout.store.idempotency import Claim, FinalAnswer
 from services.checkout.store.opening import begin
 from services.checkout.store.orders import Change, Transition
+from services.checkout.store.remembered import Remembered
 from shared.bus.log import EventLog
 from shared.contracts.envelope import Envelope
 from shared.runtime.failpoints import reach
-from shared.runtime.statements import write_together
+from shared.runtime.group_commit import NotAtOnce
+from shared.runtime.statements import Write, write_together
 
 Command = PlaceOrder | Settle
 Result = PlaceResult | SettleResult
@@ -49,6 +52,35 @@ class Work:
         self.answers.append(FinalAnswer(tenant, key, answer.status, answer.body))
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the commands of a batch ask for, under their numbers."""
+
+    settling: Mapping[int, Settle]
+    placing: Mapping[int, PlaceOrder]
+    changes: Mapping[int, Change]
+    claims: Sequence[Claim]
+
+    @classmethod
+    def of(cls, commands: Sequence[Command]) -> Asked:
+        """Sort the commands."""
+        settling = {n: command for n, command in enumerate(commands) if isinstance(command, Settle)}
+        placing = {n: command for n, command in enumerate(commands) if isinstance(command, PlaceOrder)}
+        changes = {n: settling[n].change for n in settle.first_of_each_order(settling).values()}
+        claims = [placing[n].claim for n in place_order.first_of_each_key(placing).values()]
+        return cls(settling, placing, changes, claims)
+
+    @property
+    def wanted(self) -> set[str]:
+        """The products that somebody wants to buy."""
+        return {line.sku for command in self.placing.values() for line in command.lines}
+
+    @property
+    def skus(self) -> set[str]:
+        """Every product whose stock may move."""
+        return self.wanted | {line.sku for change in self.changes.values() for line in change.after.lines}
+
+
 class Batches:
     """Executes batches of commands; the group commit calls it."""
 
@@ -58,24 +90,49 @@ class Batches:
         self._source = source
         self._lease_s = lease_s
         self._reservation_s = reservation_s
+        self._catalogue = Remembered()
 
     async def execute(self, connection: AsyncConnection, commands: Sequence[Command]) -> list[Result]:
         """Run the commands in one transaction; one result each, in their order."""
-        settling = {n: command for n, command in enumerate(commands) if isinstance(command, Settle)}
-        placing = {n: command for n, command in enumerate(commands) if isinstance(command, PlaceOrder)}
-        changes = {n: settling[n].change for n in settle.first_of_each_order(settling).values()}
-        claims = [placing[n].claim for n in place_order.first_of_each_key(placing).values()]
-        opening = await begin(connection, [*changes.values()], claims, _skus(changes, placing))
-        results: dict[int, Result] = {**await place_order.taken(connection, placing, opening.claimed)}
+        asked = Asked.of(commands)
+        opening = await begin(connection, [*asked.changes.values()], asked.claims, asked.skus)
+        self._catalogue.learn(opening.shelf.products)
+        results: dict[int, Result] = {**await place_order.taken(connection, asked.placing, opening.claimed)}
         work = Work(self._source)
-        for n, settled in settling.items():
-            moved = changes[n] if n in changes and settled.order.id in opening.moved else None
+        for n, settled in asked.settling.items():
+            moved = asked.changes[n] if n in asked.changes and settled.order.id in opening.moved else None
             results[n] = settle.settle(settled, moved, opening.shelf, work)
-        for n, placed in placing.items():
+        for n, placed in asked.placing.items():
             if n not in results:
                 results[n] = place_order.decide(placed, opening.shelf, work)
-        await self._write(connection, work, opening.shelf)
+        await write_together(connection, self._writes(work, opening.shelf))
+        if work.events:
+            await self._log.append(connection, work.events)  # takes the log's lock: always last
         await reach("C1")
+        return [results[n] for n in range(len(commands))]
+
+    async def at_once(self, connection: AsyncConnection, commands: Sequence[Command]) -> list[Result]:
+        """The same in one statement, if every order goes through; decided on products as they were last seen.
+
+        Raises NotAtOnce when it is not sure to be so, or when the statement finds that it is not.
+        """
+        asked = Asked.of(commands)
+        if len(asked.claims) < len(asked.placing):
+            raise NotAtOnce("a key came twice")
+        shelf = self._catalogue.shelf(asked.wanted)
+        work = Work(self._source)
+        results: dict[int, Result] = {
+            n: settle.settle(settled, asked.changes.get(n), shelf, work) for n, settled in asked.settling.items()
+        }
+        results |= {n: place_order.decide(placed, shelf, work) for n, placed in asked.placing.items()}
+        if len(work.placed) < len(asked.placing):
+            raise NotAtOnce("an order is refused")
+        assumption = Assumption([*asked.changes.values()], asked.claims, shelf.products, asked.skus)
+        appends = [self._log.appending(*events) for events in self._log.by_partition(work.events)]
+        await reach("C1")
+        with self._catalogue.doubted():
+            left_over = await commit(connection, assumption, self._writes(work, shelf), appends)
+        self._catalogue.moved(left_over)
         return [results[n] for n in range(len(commands))]
 
     async def recall(self, connection: AsyncConnection, command: Command) -> Result | None:
@@ -94,7 +151,7 @@ class Batches:
         order = await orders.one(connection, command.tenant, command.order_id)
         return Placed(order) if order else None
 
-    async def _write(self, connection: AsyncConnection, work: Work, shelf: Shelf) -> None:
+    def _writes(self, work: Work, shelf: Shelf) -> list[Write]:
         writes = orders.insert(work.placed, self._lease_s, self._reservation_s) if work.placed else []
         if work.settled:
             writes.append(orders.update_payments(work.settled))
@@ -106,11 +163,4 @@ class Batches:
             writes.append(idempotency.free(work.free))
         if moved_stock := stock.move(shelf):
             writes.append(moved_stock)
-        await write_together(connection, writes)
-        if work.events:
-            await self._log.append(connection, work.events)  # takes the log's lock: always last
-
-
-def _skus(changes: dict[int, Change], placing: dict[int, PlaceOrder]) -> set[str]:
-    skus = {line.sku for change in changes.values() for line in change.after.lines}
-    return skus | {line.sku for command in placing.values() for line in command.lines}
+        return writes

@@ -20,13 +20,14 @@ LOCK = Part(
     """,
     skus=Text,
 )
-_MOVE = Part(
+MOVE = Part(
     "moved_stock",
     """
     UPDATE products p
     SET available = p.available + e.available, reserved = p.reserved + e.reserved, sold = p.sold + e.sold
     FROM unnest(:skus, :available, :reserved, :sold) AS e (sku, available, reserved, sold)
     WHERE p.sku = e.sku
+    RETURNING p.sku, p.available
     """,
     skus=Text,
     available=BigInteger,
@@ -72,7 +73,7 @@ def move(shelf: Shelf) -> Write | None:
     skus = sorted(shelf.available.keys() | shelf.reserved.keys() | shelf.sold.keys())
     if not skus:
         return None
-    return _MOVE.write(
+    return MOVE.write(
         skus=skus,
         available=[shelf.available.get(sku, 0) for sku in skus],
         reserved=[shelf.reserved.get(sku, 0) for sku in skus],

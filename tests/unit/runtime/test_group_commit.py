@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from shared.runtime.db import Database
 from shared.runtime.errors import CommitUnknown
-from shared.runtime.group_commit import GroupCommit
+from shared.runtime.group_commit import GroupCommit, NotAtOnce
 from shared.runtime.statements import over_arrays
 
 Outcome = TypeVar("Outcome")
@@ -50,6 +50,19 @@ class Numbers:
         await self.may_go.wait()
         await connection.execute(INSERT, {"numbers": self.batches[-1]})
         return [f"put {command.number}" for command in commands]
+
+    def in_one_statement(self, *, up_to: int = 100, then: Exception | None = None) -> None:
+        """From now on batches of numbers `up_to` this are written in one statement, whose answer may get lost."""
+
+        async def at_once(connection: AsyncConnection, commands: Sequence[Put]) -> list[str]:
+            if any(command.number > up_to for command in commands):
+                raise NotAtOnce("too high")
+            await connection.execute(INSERT, {"numbers": [command.number for command in commands]})
+            if then:
+                raise then
+            return [f"put {command.number} at once" for command in commands]
+
+        self.group._at_once = at_once
 
     async def recall(self, connection: AsyncConnection, command: Put) -> str | None:
         if self.recall_fails:
@@ -200,6 +213,31 @@ async def test_when_reading_back_fails_too_the_caller_learns_that_nobody_knows(n
 
     numbers.recall_fails = False
     assert await numbers.group.submit(Put(2)) == "put 2"
+
+
+async def test_a_batch_that_goes_in_one_statement_needs_no_transaction(numbers: Numbers) -> None:
+    numbers.in_one_statement()
+
+    assert await numbers.group.submit(Put(1)) == "put 1 at once"
+
+    assert await numbers.stored() == [1]
+    assert numbers.batches == []
+
+
+async def test_a_batch_that_does_not_go_in_one_statement_goes_step_by_step(numbers: Numbers) -> None:
+    numbers.in_one_statement(up_to=0)
+
+    assert await numbers.group.submit(Put(1)) == "put 1"
+
+    assert await numbers.stored() == [1]
+
+
+async def test_a_lost_answer_to_the_one_statement_is_found_out_by_reading_back(numbers: Numbers) -> None:
+    numbers.in_one_statement(then=ConnectionResetError("reset after it arrived"))
+
+    assert await numbers.group.submit(Put(1)) == "recalled 1"
+
+    assert await numbers.stored() == [1]
 
 
 async def test_a_caller_that_goes_away_takes_nothing_back_and_nobody_along(numbers: Numbers) -> None:
