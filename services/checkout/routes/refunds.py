@@ -54,7 +54,7 @@ async def page(
     if starting_after is not None and not is_id("rfd", starting_after):
         raise validation_failed([{"in": "query", "pointer": "/starting_after", "detail": "no refund has this id"}])
     async with wired.db.reading() as connection:
-        if not is_id("ord", order_id) or await orders.one(connection, caller.tenant, order_id) is None:
+        if await orders.one(connection, caller.tenant, order_id) is None:
             raise not_found("order")
         found = await refunds.page(connection, caller.tenant, order_id, limit=limit + 1, before=starting_after)
     body = {"items": [refund_body(one) for one in found[:limit]], "has_more": len(found) > limit}
@@ -64,10 +64,8 @@ async def page(
 @router.get("/refunds/{refund_id}", summary="One refund", responses=documents.READ_REFUND)
 async def read(wired: Wired, caller: Reader, order_id: str, refund_id: str) -> Response:
     """The refund as it stands."""
-    found = None
-    if is_id("ord", order_id) and is_id("rfd", refund_id):
-        async with wired.db.reading() as connection:
-            found = await refunds.one(connection, caller.tenant, order_id, refund_id)
+    async with wired.db.reading() as connection:
+        found = await refunds.one(connection, caller.tenant, order_id, refund_id)
     if found is None:
         raise not_found("refund")
     return Response(to_json(refund_body(found)), media_type="application/json")
@@ -78,8 +76,6 @@ async def _give_back(
 ) -> Response:
     key = parse_key(idempotency_key)
     sha256 = fingerprint(request)
-    if not is_id("ord", order_id):
-        raise not_found("order")
     command = GiveBack(
         kind=RefundKind.REFUND if isinstance(request, RefundIn) else RefundKind.CANCEL,
         order_id=order_id,
