@@ -165,6 +165,13 @@ _BLOCKED = text(
     """
 ).bindparams(bindparam("subjects", type_=ARRAY(Text)))
 
+_ANYTHING_OPEN = text(
+    """
+    SELECT EXISTS (SELECT 1 FROM deliveries WHERE state = 'retrying' AND next_attempt_at <= now())
+        OR EXISTS (SELECT 1 FROM deliveries WHERE state = 'waiting')
+    """
+)
+
 # Attempts are counted before the work: an event that kills the process has used one up each time.
 _TAKE = text(
     """
@@ -261,6 +268,10 @@ class Ledger:
     async def blocked(self, connection: AsyncConnection, subjects: Sequence[str]) -> set[str]:
         """Which of the orders have an event that is still to be tried."""
         return set((await connection.execute(_BLOCKED, {"subjects": list(subjects)})).scalars())
+
+    async def anything_open(self, connection: AsyncConnection) -> bool:
+        """Whether there may be something to retry or to release."""
+        return bool((await connection.execute(_ANYTHING_OPEN)).scalar_one())
 
     async def take(self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
         """Take due rows, counting the attempt: those never tried (`fresh`), or those that failed before."""

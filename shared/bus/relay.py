@@ -37,7 +37,7 @@ BATCH = 1_000  # entries per pass: one Lua call of some 700 kB, a few millisecon
 ANNOUNCE_S = 1.0
 REST_S = 0.005
 REST_PER_EVENT_S = 0.003
-LONGEST_REST_S = 0.1
+LONGEST_REST_S = 0.25
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 
 _LOOK = text(
@@ -236,7 +236,7 @@ class Relay(Loop):
 def rest_s(published: int) -> float:
     """How long to rest after a pass, so that commits can gather: every commit wakes every relay.
 
-    At 100 events a second 7 ms, above 300 soon the full 100 ms: the busier it is, the more a pass and each of the
+    At 100 events a second 7 ms, above 300 soon the full 250 ms: the busier it is, the more a pass and each of the
     services behind it save by taking more at once, and nobody waits for them.
     """
     return min(LONGEST_REST_S, REST_S + published * REST_PER_EVENT_S)

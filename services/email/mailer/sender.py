@@ -208,11 +208,11 @@ class Allowance:
         """Start with a full allowance."""
         self._rate = rate
         self._saved = self._most = max(1.0, rate / 2)
-        self._portion = max(1.0, rate / 10)
+        self._portion = max(1.0, rate / 4)
         self._at = monotonic()
 
     def most(self, wanted: int) -> int:
-        """How many of `wanted` may be taken now: none before there is a portion of a tenth of a second.
+        """How many of `wanted` may be taken now: none before there is a portion of a quarter of a second.
 
         Under a backlog, taking each mail as soon as it is allowed would ask the database once per mail.
         """
