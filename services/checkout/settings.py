@@ -26,6 +26,13 @@ class CheckoutSettings(ServiceSettings):
         20.0, ge=2, le=300, validate_default=True, description="how long an order belongs to the process that placed it"
     )
     reservation_s: float = Field(300.0, ge=10, le=86400, description="how long stock is held for an open order")
+    # The lower bound: 128 connections that each wait for their answer, and some room. Fewer would not fill the batches.
+    orders_in_flight_least: int = Field(144, ge=1, le=10_000, description="orders in flight that are always admitted")
+    orders_in_flight_most: int = Field(256, ge=1, le=10_000, description="orders in flight that are never exceeded")
+    order_wait_target_s: float = Field(
+        0.05, gt=0, le=10, description="wait for a batch above which fewer orders are admitted"
+    )
+    order_wait_most_s: float = Field(2.0, gt=0, le=30, description="wait for a batch behind which no order is admitted")
     partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
     source: str = Field("urn:orderstream:checkout", description="the `source` of every event")
@@ -40,6 +47,14 @@ class CheckoutSettings(ServiceSettings):
         longest = info.data.get("payments_timeout_s", 0.0) + info.data.get("payments_connect_timeout_s", 0.0)
         if value < longest + 1:
             raise ValueError(f"must outlast the longest charge, {longest:g} s, by a second")
+        return value
+
+    @field_validator("orders_in_flight_most")
+    @classmethod
+    def _is_no_less(cls, value: int, info: ValidationInfo) -> int:
+        least = info.data.get("orders_in_flight_least", 1)
+        if value < least:
+            raise ValueError(f"must be at least the lower bound, {least}")
         return value
 
     @field_validator("payments_url")

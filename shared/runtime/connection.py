@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import httptools
 from typing_extensions import override
@@ -18,6 +19,23 @@ HEAD_DEADLINE_S = 10.0
 HEAD_LIMIT_BYTES = 16 * 1024  # many times what browsers, proxies and tracing add up to
 MOST_HEADERS = 100
 MOST_PIPELINED = 64  # requests that wait for the one before them; more than any honest client sends ahead
+ADMITTED = "orderstream_admitted"  # in the scope of a request that came in by the door
+
+
+class Doorkeeper(Protocol):
+    """Decides about whole requests before anything else is spent on them."""
+
+    def guards(self, method: bytes, target: bytes) -> bool:
+        """Whether such a request has to ask."""
+        ...
+
+    def enter(self) -> bool:
+        """Whether one more may come in; the application lets go of it in the end."""
+        ...
+
+    def refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """The whole response for one that may not."""
+        ...
 
 
 class _Refused(Exception):
@@ -39,9 +57,13 @@ class Connection(HttpToolsProtocol):
 
     head_deadline_s = HEAD_DEADLINE_S
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
-        """As uvicorn makes it."""
+    def __init__(self, *args: Any, door: Doorkeeper | None = None, **kwargs: Any) -> None:  # noqa: ANN401 - handed through
+        """As uvicorn makes it, with a door that some requests have to pass."""
         super().__init__(*args, **kwargs)
+        self._door = door
+        self._at_door = False
+        self._brought = b""  # the body of a request at the door, as far as it is here
+        self._turned_away = False
         self._deadline: asyncio.TimerHandle | None = None
         self._in_head = False
         self._head_bytes = 0
@@ -61,6 +83,7 @@ class Connection(HttpToolsProtocol):
     @override
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
+        self._turned_away = False
         self._unset_keepalive_if_required()
         try:
             self.parser.feed_data(data)
@@ -72,16 +95,19 @@ class Connection(HttpToolsProtocol):
             self._head_bytes = 0
         if self.transport.is_closing():
             return
+        if self._at_door:
+            self._let_in()  # without asking: it will be asked again when its body is complete
         if self._head_bytes > HEAD_LIMIT_BYTES:
             self._refused = _too_large()
             self.send_400_response("")
-        elif not self._serving:
+        elif not (self._serving or self._turned_away):
             self._expect_head()
 
     @override
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
+        self._turned_away = False
 
     @override
     def on_headers_complete(self) -> None:
@@ -91,12 +117,22 @@ class Connection(HttpToolsProtocol):
         if self._refused:
             raise self._refused  # to the parser, which reads no further
         self._declining = self.parser.should_upgrade()
-        if not self._declining:
+        self._at_door = not self._declining and self._has_to_ask()
+        if not (self._declining or self._at_door):
             super().on_headers_complete()
 
     @override
+    def on_body(self, body: bytes) -> None:
+        if self._at_door:
+            self._brought += body
+        else:
+            super().on_body(body)
+
+    @override
     def on_message_complete(self) -> None:
-        if not self._declining:
+        if self._at_door:
+            self._ask()
+        elif not self._declining:
             super().on_message_complete()
 
     @override
@@ -118,6 +154,37 @@ class Connection(HttpToolsProtocol):
     @property
     def _serving(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
+
+    def _has_to_ask(self) -> bool:
+        # The others are asked by the application: who comes behind another request or waits to be asked for the body.
+        # So are clients that do not read their answers, because it stops sending them any.
+        return (
+            self._door is not None
+            and self._door.guards(self.parser.get_method(), self.url)
+            and not (self._serving or self.expect_100_continue or self.flow.write_paused)
+        )
+
+    def _ask(self) -> None:
+        """The request is complete: let it in, or answer it here and keep the connection."""
+        if self._door is None or self._door.enter():
+            self.scope[ADMITTED] = True  # type: ignore[literal-required]  # our own key
+            self._let_in()
+            super().on_message_complete()
+            return
+        self._at_door, self._brought = False, b""
+        self._unset_keepalive_if_required()
+        self.transport.write(self._door.refusal(self.headers))
+        if self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive():
+            self.transport.close()
+            return
+        self._turned_away = True
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def _let_in(self) -> None:
+        body, self._at_door, self._brought = self._brought, False, b""
+        super().on_headers_complete()
+        if body:
+            super().on_body(body)
 
     def _expect_head(self) -> None:
         if self._deadline is None:

@@ -17,6 +17,7 @@ import uvloop
 from typing_extensions import override
 
 from shared.runtime import failpoints, metrics, telemetry
+from shared.runtime.connection import Doorkeeper
 from shared.runtime.errors import ConfigurationError
 from shared.runtime.migrations import upgrade
 from shared.runtime.settings import AnySettings, load, stop
@@ -43,6 +44,7 @@ class Service:
     loops: Sequence[Loop] = ()
     foundations: Sequence[Loop] = ()  # serve the requests and the loops, so they stop last
     on_drain: Callable[[], None] = field(default=lambda: None)
+    door: Doorkeeper | None = None
 
 
 Build = Callable[[AnySettings, AsyncExitStack], Awaitable[Service]]
@@ -85,7 +87,7 @@ class Entry(Generic[AnySettings]):
             gc.freeze()  # what exists now lives as long as the process: the collector need not look at it again
             log.info("serving", host=settings.host, port=settings.port)
             await supervise(
-                http_server(service.http),
+                http_server(service.http, door=service.door),
                 listener,
                 [*service.loops, LagMeter()],
                 service.foundations,

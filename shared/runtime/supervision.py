@@ -7,15 +7,16 @@ import contextlib
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import structlog
 import uvicorn
 from typing_extensions import override
 
 from shared.runtime import metrics
-from shared.runtime.connection import Connection
+from shared.runtime.connection import Connection, Doorkeeper
 from shared.runtime.errors import is_infrastructure
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Server(uvicorn.Server):
         yield
 
 
-def http_server(app: ASGIApp, protocol: type[Connection] = Connection) -> Server:
+def http_server(app: ASGIApp, protocol: type[Connection] = Connection, door: Doorkeeper | None = None) -> Server:
     """The HTTP server of a service: one worker, no access log, no WebSockets, bounded graceful stop."""
     config = uvicorn.Config(
         app,
@@ -189,7 +190,7 @@ def http_server(app: ASGIApp, protocol: type[Connection] = Connection) -> Server
         timeout_keep_alive=65,  # above the 60 s after which common proxies drop an idle connection
         timeout_graceful_shutdown=GRACEFUL_S,
         loop="uvloop",
-        http=protocol,
+        http=cast("type[Connection]", partial(protocol, door=door)),  # it is only ever called
         ws="none",
     )
     return Server(config)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from shared.runtime.settings import ServiceSettings
     from shared.web.auth import KeyStore
+    from shared.web.door import Door
 
 STATIC = Path(__file__).parent / "static"
 
@@ -38,10 +39,12 @@ def create_app(
     routers: Sequence[APIRouter],
     description: str = "",
     direct: Mapping[Callable[..., object], Handler] | None = None,
+    door: Door | None = None,
 ) -> FastAPI:
     """The service's HTTP application. The service puts its own wiring on `app.state.wiring` afterwards.
 
     `direct` maps endpoints that are called all the time to what stands for them (see `shared.web.direct`).
+    The `door` stands in front of one route.
     """
     app = FastAPI(
         title=f"Orderstream {service}",
@@ -57,7 +60,7 @@ def create_app(
     app.state.limits = Limits()
     problems.install(app)
     shortcuts: dict[tuple[str, str], Direct] = {}
-    app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts, direct=shortcuts)
+    app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts, direct=shortcuts, door=door)
     for router in [*routers, _own_routes(health), *([docs.router(app)] if settings.docs_enabled else [])]:
         _adopt(app, router)
     for route in (one for one in app.router.routes if isinstance(one, APIRoute)):

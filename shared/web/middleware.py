@@ -14,6 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from structlog.contextvars import bind_contextvars
 
 from shared.runtime import metrics
+from shared.runtime.connection import ADMITTED
 from shared.web import context
 from shared.web.hosts import Hosts
 from shared.web.problems import Problem, invalid, not_found, unexpected
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from shared.web.direct import DirectRoutes
+    from shared.web.door import Door
 
 BODY_LIMIT_BYTES = 64 * 1024
 BODY_DEADLINE_S = 15.0
@@ -94,12 +96,15 @@ class Edge:
         body_deadline_s: float = BODY_DEADLINE_S,
         trusted_hosts: Sequence[str] = (),
         direct: DirectRoutes | None = None,
+        door: Door | None = None,
     ) -> None:
         """`body_limit` bytes at the most, received within `body_deadline_s`; without `trusted_hosts` any will do.
 
-        `direct` routes are answered here, without going through the application.
+        `direct` routes are answered here, without going through the application. What has not come in by the `door`
+        has to do so here.
         """
         self._direct = direct or {}
+        self._door = door
         self._app = app
         self._hosts = Hosts(trusted_hosts)
         self._body_limit = body_limit
@@ -119,6 +124,8 @@ class Edge:
         try:
             await self._serve(scope, head, receive, answer)
         finally:
+            if self._door is not None and ADMITTED in scope:
+                self._door.leave()
             _count(scope, answer.status, perf_counter() - started)
 
     async def _serve(self, scope: Scope, head: _Head, receive: Receive, answer: _Answer) -> None:
@@ -126,6 +133,7 @@ class Edge:
             self._hosts.check(head.get(b"host"), scope["path"])
             _refuse_nul(scope)
             body = await self._body(head, receive) if head.has_body else b""
+            self._admit(scope)  # a body that drips must not take up room
             direct = self._direct.get((scope["method"], scope["path"]))
             if direct is not None:
                 scope["route"] = direct.route
@@ -139,6 +147,12 @@ class Edge:
             if answer.status:
                 raise  # half an answer is out: the server closes the connection, so that the client notices
             await _problem_of(error).response()(scope, receive, answer.send)
+
+    def _admit(self, scope: Scope) -> None:
+        if self._door is None or ADMITTED in scope or not self._door.leads_to(scope["method"], scope["path"]):
+            return
+        self._door.admit()
+        scope[ADMITTED] = True
 
     async def _body(self, head: _Head, receive: Receive) -> bytes:
         refused = self._refusal(head)

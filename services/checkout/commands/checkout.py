@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from services.checkout.commands.batch import Command, Result
     from services.checkout.payments.port import PaymentProvider
     from services.checkout.store.idempotency import StoredAnswer
+    from shared.runtime.admission import Admission
     from shared.runtime.clock import Clock
     from shared.runtime.db import Database
     from shared.runtime.group_commit import GroupCommit
@@ -40,14 +41,20 @@ class Checkout(Loop):
     idle_s = 1.0
 
     def __init__(
-        self, db: Database, batches: GroupCommit[Command, Result], provider: PaymentProvider, clock: Clock
+        self,
+        db: Database,
+        batches: GroupCommit[Command, Result],
+        provider: PaymentProvider,
+        clock: Clock,
+        admission: Admission,
     ) -> None:
-        """Every change goes through `batches`."""
+        """Every change goes through `batches`; `admission` is told how long orders wait for theirs."""
         super().__init__("checkout")
         self._db = db
         self._batches = batches
         self._provider = provider
         self._clock = clock
+        self._admission = admission
         self._running: dict[tuple[str, str], asyncio.Task[Answer]] = {}
 
     @override
@@ -83,7 +90,8 @@ class Checkout(Loop):
         return await self._repeat(command, stored) if stored else await self.place(command)
 
     async def _place(self, command: PlaceOrder) -> Answer:
-        result = await self._batches.submit(command)
+        with self._admission.waiting():
+            result = await self._batches.submit(command)
         match result:
             case Placed(order, lease_token):
                 answer = await self._charge_and_settle(order, lease_token, command.traceparent)
