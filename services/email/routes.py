@@ -16,6 +16,7 @@ from services.email.mailer.letters import Letters
 from services.email.mailer.samples import sample
 from shared.contracts.envelope import Instant
 from shared.runtime.db import Database
+from shared.runtime.identifiers import is_id
 from shared.web.auth import Principal, require
 from shared.web.pages import DEFAULT_LIMIT, Limit, Page, StartingAfter, page_of
 from shared.web.problems import not_found, validation_failed
@@ -104,6 +105,8 @@ async def list_messages(
     limit: Limit = DEFAULT_LIMIT,
     starting_after: StartingAfter = None,
 ) -> Page[Message]:
+    if starting_after is not None and not is_id("msg", starting_after):
+        raise validation_failed([{"in": "query", "pointer": "/starting_after", "detail": "Not the id of a message."}])
     async with wired.db.reading() as connection:
         found = await store.find(
             connection, order_id=order_id, status=status, limit=limit + 1, starting_after=starting_after

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from httpx import ASGITransport, AsyncClient
 
 from shared.bus.log import LogEntry
@@ -32,6 +33,25 @@ async def test_the_send_log_is_listed_page_by_page_and_by_order(world: World) ->
     assert mail["kind"] == "completed"
     assert mail["message_id"] == f"<completed.{orders[0].id}@orderstream.example>"
     assert await world.get(f"/v1/messages/{mail['id']}") == mail
+
+
+@pytest.mark.parametrize(
+    ("query", "pointer"),
+    [
+        *[(f"limit={limit}", "/limit") for limit in ("0", "-1", "101", "1e9", "x", "")],
+        ("starting_after=x", "/starting_after"),
+        ("starting_after=", "/starting_after"),
+        ("starting_after=ord_00000000000000000000000000", "/starting_after"),
+        ("status=lost", "/status"),
+        (f"order_id={'x' * 101}", "/order_id"),
+    ],
+)
+async def test_a_list_is_asked_for_in_the_words_of_the_contract(world: World, query: str, pointer: str) -> None:
+    answer = await world.client.get(f"/v1/messages?{query}")
+
+    problem = answer.json()
+    assert (answer.status_code, problem["code"]) == (422, "validation_failed")
+    assert [one["pointer"] for one in problem["errors"]] == [pointer]
 
 
 async def test_a_message_that_does_not_exist_is_a_problem(world: World) -> None:
