@@ -1,0 +1,98 @@
+"""Replicas of checkout as processes of their own, ready in a fraction of a second.
+
+Each is forked from a process that has imported everything already, then does what `python -m services.checkout` does.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import httpx
+
+from tests.support.servers import free_port
+
+READY_WITHIN_S = 20.0
+MODULE = "services.checkout"
+
+
+@dataclass
+class Replica:
+    """One checkout process; it can die any number of times and be started again on the same port."""
+
+    environment: Mapping[str, str]
+    log: Path
+    http: httpx.AsyncClient
+    port: int = field(default_factory=free_port)
+    process: ForkServerProcess | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def start(self, **changes: str) -> None:
+        """Start it and wait until it is ready; `changes` of the environment are for this life only."""
+        self.launch(**changes)
+        await self.ready()
+
+    def launch(self, **changes: str) -> None:
+        """Start it; it may well die before it is ready."""
+        environment = {**self.environment, "CHECKOUT_PORT": str(self.port), **changes}
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["pytest", "services.checkout.app", "uvicorn.protocols.http.httptools_impl"])
+        self.process = context.Process(target=_serve, args=(environment, str(self.log)), daemon=True)
+        self.process.start()
+
+    async def ready(self) -> None:
+        """Wait until it says that it is ready."""
+        assert self.process
+        async with asyncio.timeout(READY_WITHIN_S):
+            while not await self._is_ready():
+                assert self.process.exitcode is None, f"ended with {self.process.exitcode}: {self.log.read_text()}"
+                await asyncio.sleep(0.02)
+
+    async def ended(self) -> int:
+        """Wait until it has ended by itself; its exit status, negative for a signal."""
+        assert self.process
+        while self.process.exitcode is None:
+            await asyncio.sleep(0.02)
+        return self.process.exitcode
+
+    def send(self, how: signal.Signals) -> None:
+        assert self.process
+        assert self.process.pid
+        os.kill(self.process.pid, how)
+
+    async def end(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Stop it; its exit status."""
+        self.send(how)
+        return await self.ended()
+
+    def kill(self) -> None:
+        """Make sure that it does not run."""
+        if self.process:
+            self.process.kill()
+            self.process.join()
+
+    async def _is_ready(self) -> bool:
+        try:
+            return (await self.http.get(f"{self.url}/health/ready")).is_success
+        except httpx.TransportError:
+            return False
+
+
+def _serve(environment: Mapping[str, str], log: str) -> None:
+    """In the child: become the service."""
+    os.environ.clear()
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.argv = [MODULE]
+    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
