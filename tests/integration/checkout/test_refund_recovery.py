@@ -95,7 +95,7 @@ async def test_once_the_provider_has_forgotten_the_key_it_is_asked_before_anythi
     async with shop.db.transaction() as connection:
         await connection.exec_driver_sql(
             "UPDATE refunds SET created_at = created_at - interval '25 hours', lease_until = now() "
-            f"WHERE id = '{begun.refund.id}'"  # noqa: S608 - an id of our own
+            f"WHERE id = '{begun.refund.id}'"
         )
 
     await until(lambda: _status_is(shop, _place(begun), "succeeded"))
@@ -137,4 +137,5 @@ async def _status_is(shop: Shop, place: str, status: str) -> bool:
 
 
 async def _counted() -> bool:
-    return metrics.OPEN_REFUNDS._value.get() == 1
+    open_: float = metrics.OPEN_REFUNDS._value.get()
+    return open_ == 1
