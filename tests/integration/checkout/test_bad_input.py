@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from base64 import urlsafe_b64encode
 from time import perf_counter
 from typing import Any
 
@@ -243,8 +244,12 @@ async def test_without_a_valid_key_in_the_header_nothing_opens(shop: Shop) -> No
         refused(answer, 401, "unauthenticated")
     answer = await shop.http.get(f"/v1/orders?api_key={API_KEY}", headers={"Cookie": f"key={API_KEY}"})
     refused(answer, 401, "unauthenticated")
-    jwt = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJkZW1vIn0."
-    refused(await post(shop, VALID, Authorization=f"Bearer {jwt}"), 401, "unauthenticated")
+    for head in ({"alg": "none"}, {"alg": "HS256", "kid": "' OR 1=1 --"}, {"alg": "RS256", "kid": "../key_demo"}):
+        parts = (head, {"sub": "demo", "aud": "checkout", "exp": 1, "nbf": 2**33})
+        jwt = ".".join(urlsafe_b64encode(json.dumps(part).encode()).decode() for part in parts)
+        refused(await post(shop, VALID, Authorization=f"Bearer {jwt}.{'A' * 40}"), 401, "unauthenticated")
+    answer = await post(shop, VALID, f"/v1/orders?api_key={API_KEY}&access_token={API_KEY}", Authorization=None)
+    refused(answer, 401, "unauthenticated")
 
     assert await shop.written() == before
 
@@ -364,9 +369,11 @@ async def test_a_method_is_what_the_request_line_says(shop: Shop) -> None:
 
     overridden = await shop.http.get("/v1/products", headers=headers(X_HTTP_Method_Override="DELETE"))
     deleted = await shop.http.delete("/v1/orders", headers=headers())
+    forged = await post(shop, VALID, "/v1/orders?_method=GET", X_HTTP_Method_Override="GET", Idempotency_Key=None)
     patched = await shop.http.patch("/v1/products/SKU-0001?_method=PUT", content=VALID, headers=headers())
 
     assert overridden.status_code == 200
+    refused(forged, 400, "idempotency_key_missing")
     refused(deleted, 405, "method_not_allowed")
     refused(patched, 405, "method_not_allowed")
     assert {word.strip() for word in patched.headers["Allow"].split(",")} == {"GET", "PUT"}
