@@ -3,7 +3,7 @@ from __future__ import annotations
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
-from shared.runtime.settings import ServiceSettings
+from shared.runtime.settings import Keys, ServiceSettings
 
 
 class CheckoutSettings(ServiceSettings):
@@ -13,6 +13,10 @@ class CheckoutSettings(ServiceSettings):
 
     payments_url: str = Field(description="base URL of the payment provider's API")
     payments_secret_key: SecretStr = Field(description="its secret key")
+    payments_webhook_secret: Keys = Field(
+        (),
+        description="what it signs webhooks with; two, comma separated, while they are exchanged; empty: no webhooks",
+    )
     payments_timeout_s: float = Field(8.0, gt=0, le=20, description="longest wait for its answer; then unknown")
     payments_connect_timeout_s: float = Field(2.0, gt=0, le=10, description="longest wait for a connection to it")
     payments_connections: int = Field(128, ge=1, le=2000, description="calls to it at the same time at the most")
@@ -56,6 +60,13 @@ class CheckoutSettings(ServiceSettings):
         if value < least:
             raise ValueError(f"must be at least the lower bound, {least}")
         return value
+
+    @field_validator("payments_webhook_secret", mode="before")
+    @classmethod
+    def _split_secrets(cls, value: object) -> object:
+        return (
+            tuple(secret.strip() for secret in value.split(",") if secret.strip()) if isinstance(value, str) else value
+        )
 
     @field_validator("payments_url")
     @classmethod

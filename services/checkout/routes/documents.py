@@ -161,6 +161,23 @@ PLACE: Responses = {
         headers=_RETRY_AFTER,
     ),
 }
+WEBHOOK: Responses = {
+    400: problem_document("`webhook_not_genuine`, `malformed_json`, `not_an_event`: nothing was done"),
+    404: problem_document("`webhooks_off`: no secret is set"),
+    413: problem_document("`body_too_large`"),
+}
+SIGNED_EVENT: dict[str, Any] = {
+    "parameters": [
+        {
+            "name": "Stripe-Signature",
+            "in": "header",
+            "required": True,
+            "description": "`t=<time>,v1=<HMAC-SHA256 of time, dot and body>`, not older than five minutes",
+            "schema": {"type": "string"},
+        }
+    ],
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},
+}
 READ_ORDER: Responses = {200: {"model": OrderOut}}
 ORDERS: Responses = {200: {"model": Page[OrderOut]}}
 _REFUND_PARTS: dict[str, Any] = {"order_status": {"type": "string"}, "refusal_code": {"type": ["string", "null"]}}

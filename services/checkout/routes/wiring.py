@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
 from services.checkout.commands.refund import Refunds
+from services.checkout.commands.webhooks import Webhooks
 from shared.bus.log import EventLog
 from shared.runtime.clock import Clock
 from shared.runtime.db import Database
@@ -22,6 +23,7 @@ class Wiring:
 
     checkout: Checkout
     refunds: Refunds
+    webhooks: Webhooks
     catalogue: Catalogue
     db: Database
     log: EventLog

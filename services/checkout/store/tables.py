@@ -197,6 +197,7 @@ provider_events = Table(
     Column("id", Text, primary_key=True),
     Column("type", Text, nullable=False),
     Column("order_id", Text, nullable=False),
+    Column("payment_reference", Text, nullable=False),
     Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column(
         "look_at",

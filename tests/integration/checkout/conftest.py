@@ -25,7 +25,13 @@ from shared.runtime.db import Database
 from shared.runtime.migrations import upgrade
 from shared.runtime.process import Service
 from shared.web.auth import digest
-from tests.integration.sandboxes.programs import SECRET_KEY, Payments, payments_program, running_payments
+from tests.integration.sandboxes.programs import (
+    SECRET_KEY,
+    WEBHOOK_SECRET,
+    Payments,
+    payments_program,
+    running_payments,
+)
 
 API_KEY = "demo-key"
 OPS_KEY = "ops-key"
@@ -117,6 +123,7 @@ def settings_for(database_url: str, redis_url: str, payments_url: str, **changes
         "redis_url": SecretStr(redis_url),
         "payments_url": payments_url,
         "payments_secret_key": SecretStr(SECRET_KEY),
+        "payments_webhook_secret": (SecretStr(WEBHOOK_SECRET),),
         "payments_timeout_s": 1.0,
         "payments_connect_timeout_s": 0.5,
         "lease_s": 3.0,
