@@ -174,7 +174,9 @@ async def test_refunds_are_listed_newest_first_in_pages(shop: Shop) -> None:
 
     first = (await shop.get(f"/v1/orders/{order_id}/refunds", limit=2)).json()
     rest = (await shop.get(f"/v1/orders/{order_id}/refunds", limit=2, starting_after=ids[1])).json()
+    nowhere = await shop.get(f"/v1/orders/{order_id}/refunds", starting_after="rfd_x")
 
+    assert (nowhere.status_code, nowhere.json()["code"]) == (422, "validation_failed")
     assert ([one["id"] for one in first["items"]], first["has_more"]) == ([ids[2], ids[1]], True)
     assert ([one["id"] for one in rest["items"]], rest["has_more"]) == ([ids[0]], False)
 
