@@ -46,9 +46,9 @@ class Client:
             self._writer.write(data)
             await self._writer.drain()
 
-    async def answer(self) -> Answer:
+    async def answer(self, within_s: float = 10) -> Answer:
         """The next response."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(within_s):
             head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
             first, *rest = head.strip().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
