@@ -14,13 +14,30 @@ from services.checkout.commands.events import event_of
 from services.checkout.domain import Line, Order, Payment, Status
 from shared.contracts.documents import ENVELOPE_FILE, FOLDER, schema_file
 from shared.contracts.envelope import encode
-from shared.contracts.orders import MAJOR, ORDER_COMPLETED, ORDER_ENVELOPE, ORDER_PAYMENT_FAILED
+from shared.contracts.orders import (
+    MAJOR,
+    ORDER_CANCELLED,
+    ORDER_COMPLETED,
+    ORDER_ENVELOPE,
+    ORDER_PAYMENT_FAILED,
+    ORDER_REFUNDED,
+)
 from shared.runtime.identifiers import new_id
 
 SOURCE = "urn:orderstream:checkout"
 AT = datetime(2026, 3, 2, 8, 41, 7, 318204, tzinfo=UTC)
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-STATUS = {ORDER_COMPLETED: Status.COMPLETED, ORDER_PAYMENT_FAILED: Status.FAILED}
+STATUS = {
+    ORDER_COMPLETED: Status.COMPLETED,
+    ORDER_PAYMENT_FAILED: Status.FAILED,
+    ORDER_CANCELLED: Status.CANCELLED,
+    ORDER_REFUNDED: Status.COMPLETED,
+}
+# What an event has beside the order's state.
+MORE: dict[str, dict[str, Any]] = {
+    ORDER_CANCELLED: {"reason": "too late"},
+    ORDER_REFUNDED: {"refund_id": "rfd_1", "amount": 1, "reason": None},
+}
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20)
 LINES = st.builds(Line, TEXT, TEXT, st.integers(1, 10_000), st.integers(0, 10**8))
@@ -34,7 +51,7 @@ ADDRESSES = st.fixed_dictionaries(
 def orders(draw: st.DrawFn, kind: str) -> Order:
     """Any order that checkout may write an event of type `kind` about."""
     lines = tuple(draw(st.lists(LINES, min_size=1, max_size=4)))
-    completed = kind == ORDER_COMPLETED
+    completed = kind != ORDER_PAYMENT_FAILED
     return Order(
         id=new_id("ord"),
         tenant=draw(TEXT),
@@ -58,7 +75,7 @@ def orders(draw: st.DrawFn, kind: str) -> Order:
 def test_every_event_fits_the_schema_and_comes_back_as_the_order_it_tells_of(kind: str, data: st.DataObject) -> None:
     order = data.draw(orders(kind))
 
-    raw = encode(event_of(kind, order, AT, SOURCE, TRACE))
+    raw = encode(event_of(kind, order, AT, SOURCE, TRACE, **MORE.get(kind, {})))
 
     written = json.loads(raw)
     _validator(ENVELOPE_FILE).validate(written)
@@ -81,6 +98,7 @@ def test_every_event_fits_the_schema_and_comes_back_as_the_order_it_tells_of(kin
         (line.sku, line.quantity, line.unit_price) for line in order.lines
     ]
     assert (event.data.created_at, event.data.completed_at) == (order.created_at, order.completed_at)
+    assert event.data.model_dump().items() >= MORE.get(kind, {}).items()
 
 
 def test_a_declined_order_says_why() -> None:

@@ -1,6 +1,7 @@
 """What must hold at rest, asked of the databases and of the provider's own ledger: each violation is one line."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -37,6 +38,18 @@ CHECKOUT = {
     """,
     "I22 every order is final": """
         SELECT id, status FROM orders WHERE status IN ('pending', 'payment_unknown', 'requires_action')
+    """,
+    "I22 every refund is final": """
+        SELECT id, order_id, status FROM refunds WHERE status IN ('created', 'unknown')
+    """,
+    "I2 refunds add up": """
+        SELECT o.id, o.refunded_total, r.refunded FROM orders o JOIN (
+            SELECT order_id, coalesce(sum(amount) FILTER (WHERE status = 'succeeded'), 0) AS refunded
+            FROM refunds GROUP BY 1) r ON r.order_id = o.id
+        WHERE o.refunded_total <> r.refunded
+    """,
+    "I4 what was cancelled was paid back": """
+        SELECT id, total, refunded_total FROM orders WHERE status = 'cancelled' AND refunded_total <> total
     """,
     "I23 the audit leads to the state": """
         SELECT o.id, o.status, t.to_status FROM orders o JOIN LATERAL (
@@ -117,13 +130,15 @@ async def _queries(name: str, connection: asyncpg.Connection, queries: Mapping[s
 
 
 async def _money(checkout: asyncpg.Connection, ledger: Sequence[Mapping[str, Any]]) -> list[str]:
-    """I2, I3: paid if and only if captured exactly once, for the right amount."""
+    """I2, I3: paid if and only if captured exactly once, for the right amount; what went back is what we say."""
     found = []
+    given_back: Counter[str] = Counter()
     captures: dict[str, list[Mapping[str, Any]]] = {}
     for item in ledger:
+        given_back[item["order_id"]] += item["refunded"]
         if item["captured"] > item["refunded"]:
             captures.setdefault(item["order_id"], []).append(item)
-    rows = await checkout.fetch("SELECT id, status, total, currency FROM orders")
+    rows = await checkout.fetch("SELECT id, status, total, refunded_total, currency FROM orders")
     orders = {row["id"]: row for row in rows}
     for order_id, items in captures.items():
         order = orders.get(order_id)
@@ -133,7 +148,13 @@ async def _money(checkout: asyncpg.Connection, ledger: Sequence[Mapping[str, Any
             found.append(f"I2 captured {len(items)} times: {order_id}")
         elif (items[0]["captured"], items[0]["currency"].upper()) != (order["total"], order["currency"]):
             found.append(f"I2 another amount: {dict(order)}, {items[0]}")
-    paid = {order_id for order_id, order in orders.items() if order["status"] == "completed"}
+    found += [
+        f"I2 {given_back[order_id]} given back: {dict(order)}"
+        for order_id, order in orders.items()
+        if given_back[order_id] != order["refunded_total"]
+    ]
+    kept = {order_id for order_id, order in orders.items() if order["total"] > order["refunded_total"]}
+    paid = {order_id for order_id in kept if orders[order_id]["status"] == "completed"}
     return found + [f"I2 completed without a capture: {order_id}" for order_id in paid - captures.keys()]
 
 
@@ -150,7 +171,9 @@ async def _deliveries(databases: Mapping[str, asyncpg.Connection]) -> list[str]:
 
 async def _effects(databases: Mapping[str, asyncpg.Connection]) -> list[str]:
     """I8, I13, I21: the effects add up to the orders."""
-    orders = await databases["checkout"].fetch("SELECT id, total, currency FROM orders WHERE status = 'completed'")
+    orders = await databases["checkout"].fetch(
+        "SELECT id, total, currency FROM orders WHERE status IN ('completed', 'cancelled')"
+    )
     ids = sorted(order["id"] for order in orders)
     gross: dict[str, int] = {}
     for order in orders:

@@ -20,7 +20,9 @@ LINES = st.lists(
     max_size=3,
     unique_by=lambda line: line[0],
 )
-FATES = st.sampled_from(["failed", "completed", "cancelled", "refunded", "refunded twice", "failed, then completed"])
+FATES = st.sampled_from(
+    ["failed", "completed", "cancelled", "refunded", "refunded twice", "failed, then completed", "paid late"]
+)
 
 
 @st.composite
@@ -37,6 +39,8 @@ def stories(draw: st.DrawFn) -> list[Envelope]:
 def live(order: Order, fate: str, seconds: int) -> list[Envelope]:
     if fate == "failed":
         return [order.payment_failed()]
+    if fate == "paid late":
+        return [order.payment_failed(), order.refunded(order.total)]
     events = [order.payment_failed()] if fate == "failed, then completed" else []
     events.append(order.completed(timedelta(seconds=seconds)))
     events += [order.refunded(1) for _ in range({"refunded": 1, "refunded twice": 2}.get(fate, 0))]
@@ -100,6 +104,17 @@ async def test_an_order_whose_payment_failed_first_moves_to_the_minute_of_its_co
 
     minutes, _ = await world.rollups()
     assert [(row[0], row[2], row[6]) for row in minutes] == [(NOON.replace(minute=5, second=0), 1, 0)]
+
+
+async def test_money_that_came_too_late_and_went_back_counts_as_nothing(world: World) -> None:
+    order = Order()
+
+    await world.deliver(order.payment_failed())
+    await world.deliver(order.refunded(order.total))
+
+    [summary] = (await world.get("/v1/summary"))["items"]
+    assert (summary["orders"], summary["gross"], summary["refunded"], summary["net"]) == (0, 0, 0, 0)
+    assert summary["payment_failed"] == 1
 
 
 async def test_the_migrations_make_the_tables_that_the_code_declares(migrated: str) -> None:
