@@ -134,7 +134,9 @@ PLACE: Responses = {
         "headers": _LOCATION | _RETRY_AFTER,
     },
     402: problem_document(
-        "`payment_declined`; `payment_expired`: the customer did not authenticate in time",
+        "`payment_declined`: nothing was charged, and the key repeats it; `decline_code` is the provider's, and "
+        "`invalid_payment_method` when it knows no such method: order again with another method and a new key. "
+        "`payment_expired`: the customer did not authenticate in time",
         headers=_REPLAYED,
         decline_code={"type": ["string", "null"]},
         order_id={"type": "string"},

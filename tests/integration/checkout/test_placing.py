@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+from typing import Any
 
 from tests.integration.checkout.conftest import OPS_KEY, Shop, body
 
@@ -44,6 +45,19 @@ async def test_a_declined_payment_gives_the_stock_back_and_says_why(shop: Shop) 
     order = (await shop.get(f"/v1/orders/{problem['order_id']}")).json()
     assert (order["status"], order["payment"]["status"]) == ("failed", "declined")
     assert await shop.row("SELECT type FROM event_log WHERE subject = :id", id=order["id"]) == "order.payment_failed"
+
+
+async def test_a_payment_method_that_the_provider_does_not_know_is_declined_for_good(shop: Shop) -> None:
+    await shop.product("BEER", stock=1)
+    wish: dict[str, Any] = {"lines": [{"sku": "BEER", "quantity": 1}], "payment_method": "pm_of_nobody"}
+
+    first = await shop.order("unknown-method", **wish)
+    second = await shop.order("unknown-method", **wish)
+
+    assert (first.status_code, first.json()["decline_code"]) == (402, "invalid_payment_method")
+    assert (second.status_code, second.headers["Idempotency-Replayed"]) == (402, "true")
+    assert await shop.captures(first.json()["order_id"]) == []
+    assert await shop.stock("BEER") == (1, 0, 0)
 
 
 async def test_an_order_gets_all_of_its_lines_or_none(shop: Shop) -> None:
