@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _SECRET_NAMES = re.compile(r"password|secret|token|authorization|api_key|payment_method|card|email", re.IGNORECASE)
 _DIGITS = re.compile(r"\b\d(?:[ -]?\d){12,18}\b")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+_KEYS = re.compile(r"\b(?:osk|sk_test|sk_live|rk_live|whsec)_[A-Za-z0-9_-]{16,}")  # ours and the payment provider's
 
 
 def configure(service: str, *, form: str, level: str) -> None:
@@ -49,7 +50,7 @@ def configure(service: str, *, form: str, level: str) -> None:
 
 
 def redact(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    """Blank what must not reach a log: values under telling names, card numbers, credentials in URLs."""
+    """Blank what must not reach a log: values under telling names, card numbers, keys, credentials in URLs."""
     for name, value in event.items():
         event[name] = _blanked(name, value)
     return event
@@ -59,7 +60,7 @@ def _blanked(name: object, value: object) -> object:
     if isinstance(name, str) and _SECRET_NAMES.search(name):
         return "[redacted]"
     if isinstance(value, str):
-        return _CREDENTIALS.sub("[redacted]@", _DIGITS.sub("[redacted]", value))
+        return _CREDENTIALS.sub("[redacted]@", _KEYS.sub("[redacted]", _DIGITS.sub("[redacted]", value)))
     if isinstance(value, dict):
         return {inner: _blanked(inner, one) for inner, one in value.items()}
     if isinstance(value, list | tuple):

@@ -62,6 +62,13 @@ def test_credentials_in_a_url_are_blanked(url: str, shown: str) -> None:
     assert _redacted(error=f"cannot reach {url}, giving up") == {"error": f"cannot reach {shown}, giving up"}
 
 
+@pytest.mark.parametrize("prefix", ["osk_", "sk_test_", "whsec_"])
+def test_a_key_is_known_by_its_beginning_wherever_it_stands(prefix: str) -> None:
+    key = prefix + "aB3-_x" * 6
+
+    assert _redacted(error=f"refused '{key}', try another") == {"error": "refused '[redacted]', try another"}
+
+
 def test_nothing_hides_inside_a_list_or_a_dictionary() -> None:
     line = _redacted(
         order={"customer": {"email": "ann@example.com", "name": "Ann"}, "notes": [CARD, 5]},
