@@ -6,11 +6,12 @@ import math
 import socket
 from collections.abc import Iterable
 from datetime import datetime
+from functools import partial
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from deploy.orderctl.database import with_database
 from services.checkout.commands import keys
@@ -95,9 +96,10 @@ def _print_json(body: object) -> None:
 
 
 def _print_table(found: Iterable[StoredKey]) -> None:
-    table = Table("id", "tenant", "scopes", "rate", "created", "revoked")
+    whole = partial(Column, no_wrap=True)  # an id with its end cut off revokes nothing
+    table = Table(whole("id"), whole("tenant"), "scopes", whole("rate"), "created", "revoked")
     for key in found:
-        rate = f"{key.rate:g}/s, {key.burst} at once" if key.rate else "default"
+        rate = f"{key.rate:g}/s, {key.burst}" if key.rate else "default"
         made, ended = _when(key.created_at, key.created_by), _when(key.revoked_at, key.revoked_by)
         table.add_row(key.id, key.tenant, " ".join(sorted(key.scopes)), rate, made, ended)
     Console().print(table)

@@ -34,7 +34,7 @@ class Said:
 
 
 async def orderctl(database_url: str | None, *arguments: str) -> Said:
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "COLUMNS": "200"}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "COLUMNS": "80"}
     if database_url is not None:
         environment["CHECKOUT_DATABASE_URL"] = database_url
     process = await asyncio.create_subprocess_exec(
@@ -77,7 +77,9 @@ async def test_people_see_a_table_and_the_key_on_a_line_of_its_own(shop: Shop, c
     assert (made.code, made.err) == (0, "")
     [key] = [line for line in made.out.splitlines() if line.startswith("osk_")]
     assert "only time that it is shown" in made.out
-    assert "0.5/s, 1 at once" in listed.out
+    assert "0.5/s, 1" in listed.out
+    key_id = await shop.row("SELECT id FROM api_keys WHERE tenant_id = 'people'")
+    assert key_id in listed.out, "whole, also on a narrow terminal"
     assert key not in listed.out
     assert (await shop.get("/v1/orders", api_key=key)).status_code == 200
     refused(await shop.get("/v1/orders", api_key=key), 429, "rate_limited")
