@@ -36,6 +36,7 @@ class Programs:
             "PORT": str(self._settings.port("payments")),
             "LEDGER": str(self._settings.run_dir / "payments" / "ledger.jsonl"),
             "SECRET_KEY": self._credentials.payments_key,
+            "WEBHOOK_URL": f"{self._settings.url('checkout')}/v1/webhooks/payments",
             "WEBHOOK_SECRET": self._credentials.webhook_secret,
         }
         (self._settings.run_dir / "payments").mkdir(exist_ok=True)

@@ -175,7 +175,7 @@ SIGNED_EVENT: dict[str, Any] = {
             "in": "header",
             "required": True,
             "description": "`t=<time>,v1=<HMAC-SHA256 of time, dot and body>`, not older than five minutes",
-            "schema": {"type": "string"},
+            "schema": {"type": "string", "pattern": "^t=[0-9]{10},v1=[0-9a-f]{64}$"},
         }
     ],
     "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}},

@@ -22,12 +22,14 @@ router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
 )
 async def payments(wired: Wired, request: Request) -> JSONResponse:
     """A signed event makes checkout ask the provider about its order. What the event itself says is not believed."""
+    # Two headers have two times, which no genuine one has.
+    signature = ",".join(request.headers.getlist("stripe-signature"))
+    if not signature:
+        raise Problem(400, "webhook_not_genuine", "The webhook is not genuine", "It has no Stripe-Signature header.")
     if wired.webhooks.off:
         detail = "Webhooks are off: set CHECKOUT_PAYMENTS_WEBHOOK_SECRET to what the provider signs them with."
         raise Problem(404, "webhooks_off", detail=detail)
     body = await request.body()
-    # Two headers have two times, which no genuine one has.
-    signature = ",".join(request.headers.getlist("stripe-signature"))
     try:
         wired.webhooks.verify(body, signature)
     except NotGenuineError as error:
