@@ -22,6 +22,7 @@ from services.checkout.domain import Order, Refund, RefundKind, RefundStatus
 from services.checkout.payments import port
 from services.checkout.store import orders, refunds
 from shared.runtime import metrics
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop
 
 if TYPE_CHECKING:
@@ -104,11 +105,14 @@ class Refunds(Loop):
         if not isinstance(begun, Begun):
             self._after_commit()  # a cancellation without money is done by now
             return begun
+        await reach("C2")
         outcome = await self._provider.refund(sent(begun.refund))
+        await reach("C4")
         settling = SettleRefund(
             begun.refund, begun.lease_token, outcome, self._clock.now(), traceparent=command.traceparent
         )
         settled = await self.settle(settling)
+        await reach("C6")
         return settled.answer if settled else await self._as_it_is(begun.refund)
 
     async def _repeat(self, command: GiveBack, stored: StoredAnswer) -> Answer | None:
@@ -128,8 +132,13 @@ class Refunds(Loop):
         return refund_answers.of_refund(order, now)
 
     async def _transact(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        async def written(connection: AsyncConnection) -> Result:
+            result = await work(connection)
+            await reach("C1")
+            return result
+
         async with self._turn:
-            return await self._db.run(work)
+            return await self._db.run(written)
 
 
 def sent(refund: Refund) -> port.Refund:
