@@ -163,6 +163,16 @@ async def payments_server(tmp_path_factory: Any) -> AsyncIterator[Payments]:
 
 @pytest_asyncio.fixture(scope="module")
 async def checkout_database(new_database: Callable[[], Awaitable[str]], redis_url: str) -> str:
+    return await seeded(new_database, redis_url)
+
+
+@pytest_asyncio.fixture
+async def own_database(new_database: Callable[[], Awaitable[str]], redis_url: str) -> str:
+    """One in which nobody else's loops are at work."""
+    return await seeded(new_database, redis_url)
+
+
+async def seeded(new_database: Callable[[], Awaitable[str]], redis_url: str) -> str:
     url = await new_database()
     await upgrade(url, MIGRATIONS)
     await checkout_app.seed(settings_for(url, redis_url, "http://127.0.0.1:1"))

@@ -17,11 +17,9 @@ import pytest_asyncio
 from sqlalchemy import text
 
 from deploy.local.payments.webhooks import sign
-from services.checkout import app as checkout_app
-from shared.runtime.migrations import upgrade
 from shared.runtime.process import listen
 from shared.runtime.supervision import http_server
-from tests.integration.checkout.conftest import MIGRATIONS, Shop, running, settings_for, until
+from tests.integration.checkout.conftest import Shop, running, settings_for, until
 from tests.integration.checkout.test_authentication import challenged, decide
 from tests.integration.sandboxes.programs import (
     WEBHOOK_SECRET,
@@ -33,8 +31,6 @@ from tests.integration.sandboxes.programs import (
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from tests.support.servers import NewDatabase
 
 PATH = "/v1/webhooks/payments"
 
@@ -269,16 +265,13 @@ async def test_without_a_secret_webhooks_are_off(
 
 
 @pytest_asyncio.fixture
-async def reported(new_database: NewDatabase, redis_url: str, tmp_path: Path) -> AsyncIterator[Shop]:
+async def reported(own_database: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Shop]:
     """A checkout of its own, to which its provider's own webhooks come over HTTP."""
-    database_url = await new_database()
-    await upgrade(database_url, MIGRATIONS)
-    await checkout_app.seed(settings_for(database_url, redis_url, "http://127.0.0.1:1"))
     port = free_port()
     url = f"http://127.0.0.1:{port}{PATH}"
     program = payments_program(tmp_path, PAYMENTS_WEBHOOK_URL=url, PAYMENTS_WEBHOOK_SECRET=WEBHOOK_SECRET)
     async with running_payments(program, tmp_path) as payments:
-        settings = settings_for(database_url, redis_url, program.url)
+        settings = settings_for(own_database, redis_url, program.url)
         async with running(settings, payments) as shop, listening(shop, port):
             yield shop
     await program.end(signal.SIGTERM)
