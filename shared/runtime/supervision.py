@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 STALLED_AFTER_S = 30.0  # longer than any single step may take, longer than a starved event loop sleeps
 GRACEFUL_S = 25  # above the longest charge: uvicorn cancels what still runs after it
+ACCEPTED_AT_ONCE = 32
 
 
 class Loop(ABC):
@@ -176,6 +177,11 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def stop_listening(self) -> None:
+        """What `serve` does in the end, unless it was cancelled or crashed."""
+        for one in getattr(self, "servers", []):  # there are none before it has started
+            one.close()
+
 
 def http_server(app: ASGIApp, protocol: type[Connection] = Connection, door: Doorkeeper | None = None) -> Server:
     """The HTTP server of a service: one worker, no access log, no WebSockets, bounded graceful stop."""
@@ -194,6 +200,17 @@ def http_server(app: ASGIApp, protocol: type[Connection] = Connection, door: Doo
         ws="none",
     )
     return Server(config)
+
+
+@contextlib.contextmanager
+def acceptors(listener: socket.socket) -> Iterator[list[socket.socket]]:
+    """The listener and copies of its handle, each of which accepts one connection in a turn of the event loop.
+
+    One is all that libuv accepts from a handle (https://github.com/libuv/libuv/pull/3696). While the loop is busy that
+    makes fewer than a hundred a second, and the rest wait in the kernel, where nobody can even be turned away.
+    """
+    with contextlib.ExitStack() as stack:
+        yield [listener, *(stack.enter_context(listener.dup()) for _ in range(ACCEPTED_AT_ONCE - 1))]
 
 
 async def supervise(
@@ -269,7 +286,11 @@ async def _run_for_life(loop: Loop, end: _End) -> None:
 
 
 async def _serve_to_stop(server: Server, listener: socket.socket) -> None:
-    await server.serve(sockets=[listener])
+    with acceptors(listener) as handles:
+        try:
+            await server.serve(sockets=handles)
+        finally:
+            server.stop_listening()
     if not server.should_exit:
         raise RuntimeError("the HTTP server ended by itself")
 
