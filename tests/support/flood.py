@@ -29,7 +29,6 @@ class Flood:
     """Every answer as (seconds from the start to the answer, status, seconds it took); status 0 is no answer."""
 
     answers: list[tuple[float, int, float]] = field(default_factory=list)
-    bodies: list[bytes] = field(default_factory=list)  # of the refusals, when they are asked for
 
     @property
     def statuses(self) -> Counter[int]:
@@ -39,6 +38,11 @@ class Flood:
     def goodput(self, from_s: float, to_s: float) -> float:
         """Completed orders per second in that part of the time."""
         return sum(from_s <= at < to_s for at, status, _ in self.answers if status in COMPLETED) / (to_s - from_s)
+
+    def completed_of_asked(self, from_s: float, to_s: float) -> float:
+        """Which share of what was asked for in that part of the time was completed in the end."""
+        asked = [status for at, status, seconds in self.answers if from_s <= at - seconds < to_s]
+        return sum(status in COMPLETED for status in asked) / max(1, len(asked))
 
     def percentile_ms(self, share: float, statuses: Collection[int] = COMPLETED) -> float:
         """The latency below which `share` of the answers with one of these statuses came."""
