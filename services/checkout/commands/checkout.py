@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -11,11 +10,12 @@ from typing_extensions import override
 
 from services.checkout.commands import answers
 from services.checkout.commands.answers import Answer
+from services.checkout.commands.once import Once
 from services.checkout.commands.place_order import KeyTaken, Placed, PlaceOrder
 from services.checkout.commands.settle import Overtaken, Settle, Settled
 from services.checkout.domain import Order
 from services.checkout.payments.port import Charge, Outcome
-from services.checkout.store import idempotency, orders
+from services.checkout.store import orders
 from shared.runtime import metrics
 from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
     from shared.runtime.group_commit import GroupCommit
 
 log = structlog.get_logger()
-
-KEY_WAIT_S = 5.0  # how long a repeated request waits for the answer of the first
-KEY_POLL_S = 0.05
 
 
 class Checkout(Loop):
@@ -55,7 +52,7 @@ class Checkout(Loop):
         self._provider = provider
         self._clock = clock
         self._admission = admission
-        self._running: dict[tuple[str, str], asyncio.Task[Answer]] = {}
+        self._once: Once[PlaceOrder] = Once(db, clock, self._place, self._repeat)
 
     @override
     async def run_once(self) -> int:
@@ -64,39 +61,20 @@ class Checkout(Loop):
 
     @override
     async def finish(self) -> None:
-        # A charge outlives its request: wait for those whose client has gone, or the recovery would have to ask again.
-        if self._running:
-            await asyncio.wait(list(self._running.values()))
+        await self._once.finish()
 
     async def place(self, command: PlaceOrder) -> Answer:
-        """Place an order, or repeat the answer that its key got before.
+        """Place an order, or repeat the answer that its key got before."""
+        return await self._once.answer(command)
 
-        Runs in a task of its own: when the client goes away, the order is finished all the same.
-        """
-        pair = (command.tenant, command.key)
-        first = self._running.get(pair)
-        if first is None:
-            task = asyncio.create_task(self._place(command), name=f"order {command.order_id}")
-            self._running[pair] = task  # the event loop itself keeps only a weak reference
-            task.add_done_callback(lambda _: self._running.pop(pair, None))
-            return await asyncio.shield(task)
-        await asyncio.wait({first}, timeout=KEY_WAIT_S)
-        return await self._settle_key(command)
-
-    async def _settle_key(self, command: PlaceOrder) -> Answer:
-        """The answer for a request that came second in this process."""
-        async with self._db.reading() as connection:
-            stored = await idempotency.find(connection, command.tenant, command.key)
-        return await self._repeat(command, stored) if stored else await self.place(command)
-
-    async def _place(self, command: PlaceOrder) -> Answer:
+    async def _place(self, command: PlaceOrder) -> Answer | KeyTaken:
         with self._admission.waiting():
             result = await self._batches.submit(command)
         match result:
             case Placed(order, lease_token):
                 answer = await self._charge_and_settle(order, lease_token, command.traceparent)
-            case KeyTaken(stored):
-                return await self._wait_for_first(command, stored)
+            case KeyTaken():
+                return result
             case Answer():
                 answer = result
             case _:
@@ -131,31 +109,15 @@ class Checkout(Loop):
             now = await orders.one(connection, order.tenant, order.id)
         return answers.of_order(now or order)
 
-    async def _wait_for_first(self, command: PlaceOrder, stored: StoredAnswer) -> Answer:
-        """Another process, or one that has died, came first with this key: wait for its answer, then say so."""
-        deadline = monotonic() + KEY_WAIT_S
-        while stored.request_sha256 == command.request_sha256 and stored.status is None and monotonic() < deadline:
-            if (answer := await self._repeat(command, stored)).status != 409:  # noqa: PLR2004
-                return answer
-            await self._clock.sleep(KEY_POLL_S)
-            async with self._db.reading() as connection:
-                found = await idempotency.find(connection, command.tenant, command.key)
-            if found is None:  # the first one came to nothing and gave the key back: this one is first now
-                return await self._place(command)
-            stored = found
-        return await self._repeat(command, stored)
-
-    async def _repeat(self, command: PlaceOrder, stored: StoredAnswer) -> Answer:
-        if stored.request_sha256 != command.request_sha256:
-            return answers.key_reused()
+    async def _repeat(self, command: PlaceOrder, stored: StoredAnswer) -> Answer | None:
+        """The stored answer, or the order as it is while nobody knows how its payment ends."""
         if stored.status is not None and stored.answer is not None:
             return Answer(stored.status, stored.answer, _location(stored), replayed=True)
-        if stored.order_id is not None:
-            async with self._db.reading() as connection:
-                order = await orders.one(connection, command.tenant, stored.order_id)
-            if order is not None and order.status in answers.ANSWERED_WHILE_OPEN:
-                return answers.of_order(order)
-        return answers.key_in_use()
+        if stored.order_id is None:
+            return None
+        async with self._db.reading() as connection:
+            order = await orders.one(connection, command.tenant, stored.order_id)
+        return answers.of_order(order) if order and order.status in answers.ANSWERED_WHILE_OPEN else None
 
 
 def charge_of(order: Order) -> Charge:
