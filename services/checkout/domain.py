@@ -12,6 +12,8 @@ from shared.contracts.currencies import DECIMALS
 
 # Minor units. What payment providers take: Stripe charges at most eight digits and never nothing.
 MIN_TOTAL, MAX_TOTAL = 1, 99_999_999
+# Stripe counts ISK and UGX in hundredths and MGA in whole ones: what ISO calls 500 would be charged as 5, or as 50,000.
+CHARGEABLE = frozenset(DECIMALS) - {"ISK", "MGA", "UGX"}
 CARDS_ROUND = 3  # amounts of currencies with so many decimals end in 0: https://docs.stripe.com/currencies
 
 

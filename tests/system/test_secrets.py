@@ -84,6 +84,7 @@ async def test_secrets_that_come_with_good_and_bad_requests_are_nowhere_afterwar
         if one in text
     ]
     assert found == []
+    assert "Traceback" not in places["errors"]
     assert len(visitor.errors) > 15, "there was something to tell"
     assert "checkout.log" in places
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from services.checkout.domain import MAX_TOTAL
+from services.checkout.domain import CHARGEABLE, MAX_TOTAL
 from shared.contracts.currencies import DECIMALS
 from shared.web.problems import Problem
 
@@ -26,9 +26,10 @@ def _addressable(email: str) -> str:
     return email
 
 
-def _of_iso_4217(code: str) -> str:
-    if code not in DECIMALS:
-        raise ValueError("write the ISO 4217 code of a currency, such as EUR")
+def _chargeable(code: str) -> str:
+    if code not in CHARGEABLE:
+        known = code in DECIMALS
+        raise ValueError(f"{code} cannot be charged" if known else "write the ISO 4217 code of a currency, such as EUR")
     return code
 
 
@@ -36,8 +37,8 @@ Text = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=PL
 Sku = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Currency = Annotated[
     str,
-    AfterValidator(_of_iso_4217),
-    WithJsonSchema({"type": "string", "enum": list(DECIMALS), "title": "ISO 4217 code"}),
+    AfterValidator(_chargeable),
+    WithJsonSchema({"type": "string", "enum": sorted(CHARGEABLE), "title": "ISO 4217 code"}),
 ]
 # One @, no white space or control characters, no display name. The mail server has the last word on the rest.
 Email = Annotated[

@@ -3,7 +3,7 @@
 import pytest
 
 from services.checkout.routes.documents import OrderOut
-from tests.integration.checkout.changed_requests import refused
+from tests.integration.checkout.changed_requests import headers, refused
 from tests.integration.checkout.conftest import Shop
 
 
@@ -33,6 +33,18 @@ async def test_a_third_decimal_that_no_card_can_pay_is_refused_before_anybody_is
     assert await shop.stock("FILS") == (100, 0, 0)
     even = await shop.order(currency="KWD", lines=[{"sku": "FILS", "quantity": 10}])
     assert (even.status_code, even.json()["total"]) == (201, 1230)
+
+
+@pytest.mark.parametrize("currency", ["ISK", "MGA", "UGX"])
+async def test_what_the_provider_would_count_otherwise_is_not_sold(shop: Shop, currency: str) -> None:
+    product = {"name": "x", "unit_price": 500, "currency": currency}
+
+    put = await shop.http.put("/v1/products/OTHERWISE", json=product, headers=headers())
+    order = await shop.order(currency=currency)
+
+    for answer in (put, order):
+        problem = refused(answer, 422, "validation_failed", "/currency")
+        assert f"{currency} cannot be charged" in problem["detail"]
 
 
 async def test_products_of_two_currencies_are_no_order(shop: Shop) -> None:
