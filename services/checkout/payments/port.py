@@ -119,7 +119,14 @@ class PaymentsUnreadableError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Semantics:
-    """What the provider promises about its idempotency keys."""
+    """What the provider promises. Checkout acts on this alone, so that providers may differ in it.
+
+    While a key is sure to be known, an unknown outcome is learnt by sending it again; later it is looked up, because
+    the same key would charge anew. If payments are found by order, a look-up that finds none then ends the order;
+    otherwise the order stays unknown, and somebody is alerted. Where declines are not replayed, a key that is sent
+    again may capture after all: right for an order that is still open, and no other is charged. What a process that
+    slept through all of this captures nonetheless, the provider's ledger shows and a refund gives back.
+    """
 
     key_window_h: float  # it remembers a key for so long; after that the same key would charge again
     replays_declines: bool  # the same key answers a decline with the same decline
