@@ -116,7 +116,7 @@ class StripeProvider:
 
     async def cancel(self, charge: Charge, reference: str) -> Outcome:
         """Cancel the payment intent; one that cannot be cancelled any more says what has become of it."""
-        answer = await self._call("POST", URL(f"{self._intents}/{quote(reference)}/cancel", encoded=True), form="")
+        answer = await self._call("POST", self._intent(reference, "/cancel"), form="")
         if not isinstance(answer, Answer):
             return _unlearnt(answer)
         outcome = outcome_of(charge, answer) if answer.status == 200 else await self._as_it_is(charge, reference)  # noqa: PLR2004
@@ -180,8 +180,11 @@ class StripeProvider:
         """Close every connection."""
         await self._session.close()
 
+    def _intent(self, reference: str, verb: str = "") -> URL:
+        return URL(f"{self._intents}/{quote(reference, safe='')}{verb}", encoded=True)
+
     async def _as_it_is(self, charge: Charge, reference: str) -> Outcome:
-        answer = await self._call("GET", URL(f"{self._intents}/{quote(reference)}", encoded=True))
+        answer = await self._call("GET", self._intent(reference))
         if not isinstance(answer, Answer):
             return _unlearnt(answer)
         if answer.status != 200:  # noqa: PLR2004

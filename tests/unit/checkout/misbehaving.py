@@ -18,6 +18,7 @@ class Server:
 
     def __init__(self) -> None:
         self.answer: Answering = silence
+        self.then: list[Answering] = []  # after the first answer: one by one, the last for ever
         self.requests: list[tuple[bytes, bytes]] = []
         self.released = asyncio.Event()
 
@@ -28,6 +29,7 @@ class Server:
                 body = await reader.readexactly(int(length[0].split(b":")[1])) if length else b""
                 self.requests.append((head, body))
                 await self.answer(writer)
+                self.answer = self.then.pop(0) if self.then else self.answer
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
