@@ -9,6 +9,7 @@ from services.checkout.commands.batch import Batches, Command, Result
 from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
 from services.checkout.commands.keys import DatabaseKeys
+from services.checkout.commands.reconcile import Reconciliation
 from services.checkout.commands.recover import Recovery
 from services.checkout.commands.refund import Refunds
 from services.checkout.commands.refund_book import RefundBook
@@ -61,6 +62,13 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     giving_back = Refunds(db, book, lanes["orders"], clock, relays.wake_children)
     refund_recovery = RefundRecovery(db, giving_back, lanes["recovery"], clock, settings.lease_s)
     webhooks = Webhooks(db, lanes["recovery"], giving_back, clock, webhook_secrets(settings))
+    reconciliation = Reconciliation(
+        db,
+        lanes["recovery"],
+        giving_back,
+        every_s=settings.reconcile_every_s,
+        overlap_s=settings.reservation_s + settings.lease_s,
+    )
     checks = [
         Check("postgres", timed(db.ping), critical=True),
         Check("redis", timed(streams.ping)),  # orders are taken without it
@@ -69,7 +77,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     ]
     door = Door("POST", "/v1/orders", admission)
     checks.append(Check("orders", door.probe))
-    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, relays]
+    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     app = create_app(
         service=NAME,

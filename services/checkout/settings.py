@@ -29,6 +29,7 @@ class CheckoutSettings(ServiceSettings):
     lease_s: float = Field(
         20.0, ge=2, le=300, validate_default=True, description="how long an order belongs to the process that placed it"
     )
+    reconcile_every_s: float = Field(300.0, ge=1, le=86400, description="how often the books are compared")
     reservation_s: float = Field(300.0, ge=10, le=86400, description="how long stock is held for an open order")
     # The lower bound: 128 connections that each wait for their answer, and some room. Fewer would not fill the batches.
     orders_in_flight_least: int = Field(144, ge=1, le=10_000, description="orders in flight that are always admitted")

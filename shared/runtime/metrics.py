@@ -36,6 +36,8 @@ PAYMENT_CALLS_REFUSED = Counter(
 )
 PAYMENT_RETRIES = Counter("orderstream_payment_retries", "Second tries of charges that certainly did not happen")
 PAYMENT_NOTICES = Counter("orderstream_payment_notices", "Webhooks of the payment provider", ("outcome",))
+MISMATCHES = Counter("orderstream_reconciliation_mismatches", "Books that disagreed when compared", ("kind",))
+RECONCILED_UNTIL = Gauge("orderstream_reconciled_until_seconds", "Time up to which the books were compared")
 PAYMENT_ANSWERS_NOT_BELIEVED = Counter(
     "orderstream_payment_answers_not_believed", "Answers of the payment provider that do not fit what was asked"
 )
