@@ -159,7 +159,8 @@ PLACE: Responses = {
     ),
     429: problem_document("`rate_limited`: the key is free, nothing was done", headers=_RETRY_AFTER),
     503: problem_document(
-        "`payment_provider_unavailable`, `service_unavailable`: nothing was charged, or the same key finds out",
+        "`overloaded`: nothing was done, and the key is free; `payment_provider_unavailable`, `service_unavailable`: "
+        "nothing was charged, or the same key finds out",
         headers=_RETRY_AFTER,
     ),
 }
