@@ -76,7 +76,9 @@ def _expected(assumption: Assumption, appends: Sequence[tuple[Write, Write]]) ->
 def _statement(parts: tuple[Part, ...], appended: tuple[Part, ...]) -> TextClause:
     """The conditions are looked at one after the other, and each fetches its rows then: that is the order of the locks.
 
-    The log's head comes last of all. What is not asked for is written after the conditions.
+    The log's head comes last of all. What is not asked for is written after the conditions. LEFT JOIN, because it reads
+    `held` to its end: an inner join stops where the known products end, and the rest would be locked by the update of
+    the stock, behind the log's head and in any order.
     """
     counts = [f"(SELECT least(count(*), 1) FROM {part.name})" for part in appended]  # noqa: S608 - names of our own
     moved = any(part is stock.MOVE for part in parts)
@@ -87,9 +89,9 @@ def _statement(parts: tuple[Part, ...], appended: tuple[Part, ...]) -> TextClaus
         SELECT insist(
             (SELECT count(*) FROM moved) = :moves
             AND (SELECT count(*) FROM claimed) = :claims
-            AND (SELECT count(*)
+            AND (SELECT count(e.sku)
                  FROM held
-                 JOIN unnest(:known_skus, :known_names, :known_prices, :known_currencies)
+                 LEFT JOIN unnest(:known_skus, :known_names, :known_prices, :known_currencies)
                       AS e (sku, name, unit_price, currency) USING (sku, name, unit_price, currency)) = :known
             AND {" + ".join(counts) or 0} = :appends
         ) AS holds, {left_over} AS left_over

@@ -1,20 +1,13 @@
 """Whatever happens at whichever moment of an order: it becomes final by itself, and everybody was told the truth."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
-import pytest_asyncio
 
-from services.checkout import app as checkout_app
 from shared.runtime.failpoints import EXIT_STATUS, POINTS, VARIABLE
-from shared.runtime.migrations import upgrade
-from tests.integration.checkout.conftest import MIGRATIONS, settings_for
-from tests.integration.checkout.stages import LEASE_S, Client, Stage, Theatre
-from tests.integration.sandboxes.programs import Payments
-from tests.support.servers import NewDatabase
+from tests.integration.checkout.crashes.stages import LEASE_S, Client, Stage, Theatre
 
-AT_ONCE = 6  # stages; most of their time they wait for a lease to run out
 DECLINED = "pm_card_visa_chargeDeclined"
 
 # Where in an order's life, as it is written for a process: the second hit of C1 and C5 is (nearly always) a settling.
@@ -23,18 +16,6 @@ FIRST = {point: f"{point}/orders=exit@1" if point == "C5" else f"{point}=exit@1"
 
 StoryAt = Callable[[Stage, str], Awaitable[list[str]]]
 Play = Callable[[StoryAt, Iterable[str]], Awaitable[dict[str, list[str]]]]
-
-
-@pytest_asyncio.fixture(scope="module")
-async def theatre(
-    new_database: NewDatabase, redis_url: str, payments_server: Payments, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Theatre]:
-    template = await new_database()
-    await upgrade(template, MIGRATIONS)
-    await checkout_app.seed(settings_for(template, redis_url, payments_server.program.url))
-    made = Theatre(template, payments_server, tmp_path_factory.mktemp("theatre"), AT_ONCE)
-    yield made
-    await made.close()
 
 
 @pytest.fixture

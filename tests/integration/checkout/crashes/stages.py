@@ -6,6 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from itertools import cycle
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -48,10 +49,11 @@ class Client:
         self.answers.append(answer)
         return answer.status_code
 
-    async def learn(self, http: httpx.AsyncClient, url: str) -> int:
-        """Repeat the request until its answer is final."""
+    async def learn(self, http: httpx.AsyncClient, *urls: str) -> int:
+        """Repeat the request, at one replica after the other, until its answer is final."""
+        turns = cycle(urls)
         async with asyncio.timeout(FINAL_WITHIN_S):
-            while (status := await self.post(http, url)) not in FINAL or self._in_use(self.answers[-1]):
+            while (status := await self.post(http, next(turns))) not in FINAL or self._in_use(self.answers[-1]):
                 await asyncio.sleep(0.1)
         return status
 
