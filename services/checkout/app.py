@@ -126,8 +126,10 @@ def payment_provider(settings: CheckoutSettings) -> StripeProvider:
 
 
 def payment_lanes(settings: CheckoutSettings) -> tuple[Lane, Lane]:
-    """One for the orders that somebody waits for, and one for everything that comes after."""
-    rate, wait_s = settings.payments_rate, settings.payments_connect_timeout_s
+    """One for what somebody waits for, and one for what nobody does."""
+    connecting_s, rate = settings.payments_connect_timeout_s, settings.payments_rate
+    # Waiting, charging and a quick second try must end before the lease; its last second is for the second try.
+    wait_s = min(connecting_s, settings.lease_s - 1 - connecting_s - settings.payments_timeout_s)
     return (
         Lane("orders", settings.payments_connections, 0.9 * rate, wait_s, retries=True),
         Lane("recovery", settings.payments_recovery_connections, 0.1 * rate, wait_s, retries=False),

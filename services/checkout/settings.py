@@ -21,10 +21,10 @@ class CheckoutSettings(ServiceSettings):
     payments_connect_timeout_s: float = Field(2.0, gt=0, le=10, description="longest wait for a connection to it")
     payments_connections: int = Field(128, ge=1, le=2000, description="calls to it at the same time at the most")
     payments_recovery_connections: int = Field(
-        16, ge=1, le=200, description="calls at the same time that are kept for recovery and refunds, on top of those"
+        16, ge=1, le=200, description="calls at the same time that are kept for recovery, on top of those"
     )
     payments_rate: float = Field(
-        5000.0, gt=0, description="calls to it per second at the most, a tenth of them kept for recovery and refunds"
+        5000.0, gt=0, description="calls to it per second at the most, a tenth of them kept for recovery"
     )
     lease_s: float = Field(
         20.0, ge=2, le=300, validate_default=True, description="how long an order belongs to the process that placed it"

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from services.checkout.app import payment_lanes
 from services.checkout.payments.breaker import FAILURES, Breaker, State
-from services.checkout.payments.guard import GuardedProvider, Lane
+from services.checkout.payments.guard import QUICK_S, RETRY_WITHIN_S, GuardedProvider, Lane
 from services.checkout.payments.port import (
     Captured,
     Charge,
@@ -22,6 +23,7 @@ from services.checkout.payments.port import (
     Semantics,
     Unknown,
 )
+from services.checkout.settings import CheckoutSettings
 
 CHARGE = Charge("charge:ord_1:1", "ord_1", "demo", 1999, "EUR", "pm_card_visa")
 REFUND = Refund("refund:ord_1:1", "ref_1", "ord_1", "demo", "pi_1", 500, "EUR")
@@ -269,3 +271,23 @@ async def test_a_provider_that_breaks_its_promise_and_raises_does_not_use_up_the
     provider.takes = lambda: None
 
     assert await guard.charge(CHARGE) == Captured("pi_1")
+
+
+@pytest.mark.parametrize(
+    ("timeout_s", "connecting_s", "lease_s"), [(8.0, 2.0, 20.0), (8.0, 2.0, 11.0), (0.7, 0.3, 2.0), (20.0, 10.0, 31.5)]
+)
+async def test_the_slowest_charge_ends_before_the_orders_lease(
+    timeout_s: float, connecting_s: float, lease_s: float
+) -> None:
+    settings = CheckoutSettings.model_construct(
+        payments_timeout_s=timeout_s,
+        payments_connect_timeout_s=connecting_s,
+        lease_s=lease_s,
+        payments_connections=1,
+        payments_recovery_connections=1,
+        payments_rate=1.0,
+    )
+
+    for lane in payment_lanes(settings):
+        assert 0 <= lane.wait_s <= connecting_s
+        assert QUICK_S + RETRY_WITHIN_S + lane.wait_s + connecting_s + timeout_s < lease_s
