@@ -76,7 +76,7 @@ class OrderCompleted(OrderState):
 
 
 class OrderPaymentFailed(OrderState):
-    """The provider declined for good; the stock went back."""
+    """The payment came to nothing, declined or not authenticated in time; the stock went back."""
 
     decline_code: str | None = None
 
