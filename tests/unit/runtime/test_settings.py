@@ -35,6 +35,7 @@ WRONG = {
     "CHECKOUT_PAYMENTS_URL": ["localhost:9000", ""],
     "CHECKOUT_PAYMENTS_TIMEOUT_S": ["0", "21"],
     "CHECKOUT_PARTITIONS": ["0", "1025"],
+    "CHECKOUT_RECONCILE_EVERY_S": ["0", "86401"],
 }
 
 
@@ -128,3 +129,20 @@ def _complaint(capsys: pytest.CaptureFixture[str]) -> str:
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     return lines[0]
+
+
+@pytest.mark.parametrize("secrets", ["whsec_new,whsec_old", " whsec_new , whsec_old,"])
+def test_two_webhook_secrets_may_be_in_use_and_may_come_from_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, secrets: str
+) -> None:
+    (tmp_path / "checkout_payments_webhook_secret").write_text(secrets)
+    monkeypatch.setenv("CHECKOUT_SECRETS_DIR", str(tmp_path))
+    from_file = load(CheckoutSettings).payments_webhook_secret
+    monkeypatch.delenv("CHECKOUT_SECRETS_DIR")
+    monkeypatch.setenv("CHECKOUT_PAYMENTS_WEBHOOK_SECRET", secrets)
+
+    settings = load(CheckoutSettings)
+
+    assert [one.get_secret_value() for one in settings.payments_webhook_secret] == ["whsec_new", "whsec_old"]
+    assert from_file == settings.payments_webhook_secret
+    assert "whsec" not in repr(settings)
