@@ -15,7 +15,7 @@ from services.checkout.commands.place_order import KeyTaken, Placed, PlaceOrder
 from services.checkout.commands.settle import Overtaken, Settle, Settled
 from services.checkout.domain import Order
 from services.checkout.payments.port import Charge, Outcome
-from services.checkout.store import orders
+from services.checkout.store import idempotency, orders
 from shared.runtime import metrics
 from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop
@@ -104,9 +104,12 @@ class Checkout(Loop):
         return outcome
 
     async def _as_it_is(self, order: Order) -> Answer:
-        """Recovery was faster: what it found out is the answer."""
+        """Recovery was faster: what it told the key is the answer, whatever has become of the order since."""
         async with self._db.reading() as connection:
+            stored = await idempotency.find(connection, order.tenant, order.idempotency_key)
             now = await orders.one(connection, order.tenant, order.id)
+        if stored and stored.order_id == order.id and stored.status is not None and stored.answer is not None:
+            return Answer(stored.status, stored.answer, _location(stored))
         return answers.of_order(now or order)
 
     async def _repeat(self, command: PlaceOrder, stored: StoredAnswer) -> Answer | None:

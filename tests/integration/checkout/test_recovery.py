@@ -10,6 +10,7 @@ from services.checkout.commands.place_order import PlaceOrder
 from services.checkout.domain import Wanted
 from shared.runtime.identifiers import new_id
 from tests.integration.checkout.conftest import Shop, until
+from tests.integration.checkout.refunding import cancel
 
 
 @pytest.mark.parametrize("fault", ["charge_then_hang", "charge_then_reset", "charge_then_500"])
@@ -87,6 +88,18 @@ async def test_a_process_that_slept_through_its_lease_changes_nothing_when_it_wa
     assert late.status == 201
     assert await shop.row("SELECT count(*) FROM event_log WHERE subject = :id", id=command.order_id) == 1
     assert await shop.row("SELECT version FROM orders WHERE id = :id", id=command.order_id) == 1
+
+
+async def test_a_process_that_slept_tells_what_the_key_was_told_not_what_became_of_the_order_since(shop: Shop) -> None:
+    command = placing("sleeper-refunded", "SKU-0002")
+    placed = await shop.wiring.checkout._batches.submit(command)
+    await until(lambda: status_is(shop, command.order_id, "completed"), timeout_s=15)
+    assert (await cancel(shop, command.order_id)).status_code == 200
+
+    late = await shop.wiring.checkout._charge_and_settle(placed.order, 1, None)  # type: ignore[union-attr]
+
+    told = await shop.row("SELECT answer FROM idempotency_keys WHERE key = :key", key=command.key)
+    assert (late.status, late.body) == (201, told)
 
 
 async def test_checkout_takes_orders_while_redis_is_away(shop: Shop) -> None:
