@@ -5,6 +5,7 @@ import secrets
 from typing import Any
 
 import httpx
+from sqlalchemy import text
 
 from tests.integration.checkout.conftest import API_KEY, Shop
 
@@ -33,8 +34,9 @@ async def cancel(
 
 async def events_of(shop: Shop, order_id: str) -> list[tuple[str, int, dict[str, Any]]]:
     """Type, version and data of each event of the order."""
+    query = text("SELECT event FROM event_log WHERE subject = :id ORDER BY position")
     async with shop.db.reading() as connection:
-        found = [json.loads(one.event) for one in await shop.wiring.log.events_of(connection, order_id)]
+        found = [json.loads(event) for event in await connection.scalars(query, {"id": order_id})]
     return [(event["type"], event["orderversion"], event["data"]) for event in found]
 
 
