@@ -91,7 +91,7 @@ async def test_orders_with_the_same_products_in_any_order_do_not_deadlock(shop: 
     lines = [[{"sku": sku, "quantity": 1} for sku in (skus[n % 8 :] + skus[: n % 8])[:5]] for n in range(80)]
     answers = await asyncio.gather(*(shop.order(lines=one) for one in lines))
 
-    assert {answer.status_code for answer in answers} == {201}
+    assert [answer.text for answer in answers if answer.status_code != 201] == []
     assert sum([(await shop.stock(sku))[2] for sku in skus]) == 400
 
 
