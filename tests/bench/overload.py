@@ -18,8 +18,8 @@ async def measure_overload(platform: Platform, seconds: float) -> dict[str, Any]
     crowd = Crowd(platform)
     await crowd.measure(max(8.0, seconds / 4))
     figures: dict[str, Any] = {
-        "orders/s, 64 connections (the capacity)": round(crowd.capacity),
-        "p99 at 70 % of it, ms": crowd.calm_p99_ms,
+        "capacity: orders/s, 128 connections": round(crowd.capacity),
+        "p99 at 70 % of the capacity, ms": crowd.calm_p99_ms,
     }
     for factor in FACTORS:
         figures |= _told(await crowd.overload(factor, seconds, afterwards_s=seconds / 2))
@@ -29,14 +29,14 @@ async def measure_overload(platform: Platform, seconds: float) -> dict[str, Any]
 
 
 def _told(seen: Overload) -> dict[str, float]:
-    at = f"{seen.factor:g} times the capacity"
+    load = f"{seen.factor:g} x capacity"
     return {
-        f"{at}: goodput / capacity (aim: at least {GOODPUT[int(seen.factor)]})": round(seen.goodput, 2),
-        f"  p99 of the accepted / p99 at 70 % (at most {ACCEPTED_P99:g}), {at}": round(seen.accepted_p99, 2),
-        f"  p99 of the refused, ms (at most {REFUSED_P99_MS:g}), {at}": seen.refused_p99_ms,
-        f"  completed / offered at 70 % afterwards (at least {AFTERWARDS}), {at}": round(seen.afterwards, 3),
+        f"{load}: goodput / capacity, at least {GOODPUT[int(seen.factor)]}": round(seen.goodput, 2),
+        f"{load}: p99 accepted / p99 at 70 %, at most {ACCEPTED_P99:g}": round(seen.accepted_p99, 2),
+        f"{load}: p99 refused, ms, at most {REFUSED_P99_MS:g}": seen.refused_p99_ms,
+        f"{load}: completed / offered afterwards, at least {AFTERWARDS}": round(seen.afterwards, 3),
     }
 
 
 def _frozen(seen: Freeze) -> dict[str, float]:
-    return {f"{seen.name} frozen: goodput after / before (aim: at least {AFTERWARDS})": round(seen.recovered, 2)}
+    return {f"{seen.name} frozen: goodput after / before, at least {AFTERWARDS}": round(seen.recovered, 2)}
