@@ -130,17 +130,19 @@ class GroupCommit(Loop, Generic[Command, Result]):
     async def _read_back(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: CommitUnknown) -> None:
         log.warning("commit unknown, reading back", group=self.name, size=len(batch))
         again = []
-        for command, future in batch:
-            try:
-                async with self._db.reading() as connection:
+        try:
+            async with self._db.reading() as connection:
+                for command, future in batch:
                     result = await self._recall(connection, command)
-            except Exception:  # noqa: BLE001 - whatever it was, the outcome stays unknown and the caller must know that
-                _fail([(command, future)], error)
-                continue
-            if result is None:
-                again.append((command, future))
-            else:
-                _answer(future, result)
+                    if result is None:
+                        again.append((command, future))
+                    else:
+                        _answer(future, result)
+        except Exception:  # noqa: BLE001 - whatever it was, the outcome stays unknown and the callers must know that
+            # All of them at once: while the database is away every look takes as long as a connection takes to fail,
+            # and whoever came later waits behind.
+            again.clear()
+            _fail(batch, error)
         self._after_commit()
         self._queue.extendleft(reversed(again))
 

@@ -40,6 +40,7 @@ class Numbers:
         self.may_go.set()
         self.started = asyncio.Event()
         self.recall_fails = False
+        self.recalls = 0
         self.group: GroupCommit[Put, str] = GroupCommit(
             "numbers", self.db, self.execute, self.recall, after_commit=self.committed, max_batch=100
         )
@@ -65,6 +66,7 @@ class Numbers:
         self.group._at_once = at_once
 
     async def recall(self, connection: AsyncConnection, command: Put) -> str | None:
+        self.recalls += 1
         if self.recall_fails:
             raise ConnectionResetError("still down")
         found = await connection.execute(text("SELECT 1 FROM numbers WHERE number = :n"), {"n": command.number})
@@ -238,6 +240,21 @@ async def test_a_lost_answer_to_the_one_statement_is_found_out_by_reading_back(n
     assert await numbers.group.submit(Put(1)) == "recalled 1"
 
     assert await numbers.stored() == [1]
+
+
+async def test_while_the_database_is_away_a_batch_is_read_back_once_and_not_command_by_command(
+    numbers: Numbers,
+) -> None:
+    first = await _held(numbers)
+    rest = [asyncio.create_task(numbers.group.submit(Put(n))) for n in (2, 3, 4)]
+    await _until_waiting(numbers, 3)
+
+    numbers.db.lose, numbers.recall_fails = "answer", True
+    numbers.may_go.set()
+    results = await asyncio.gather(first, *rest, return_exceptions=True)
+
+    assert [type(result) for result in results] == [str, *[CommitUnknown] * 3]
+    assert numbers.recalls == 1
 
 
 async def test_a_caller_that_goes_away_takes_nothing_back_and_nobody_along(numbers: Numbers) -> None:
