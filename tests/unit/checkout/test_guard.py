@@ -193,6 +193,17 @@ async def test_while_it_is_not_called_a_charge_did_not_happen_but_a_question_was
     assert provider.asked == FAILURES
 
 
+async def test_the_ledger_is_read_as_soon_as_the_provider_may_be_back_without_waiting_for_an_order() -> None:
+    watch = Watch()
+    guard = guarded(Provider(REFUSED), watch)
+    while guard._breaker.state is State.CLOSED:
+        await guard.charge(CHARGE)
+
+    watch.seconds += 1.0
+
+    assert [seen.reference async for seen in guard.payments(EPOCH, EPOCH)] == ["pi_1"]
+
+
 async def test_a_breaker_that_opens_for_orders_is_open_for_the_recovery_and_each_tries_for_itself() -> None:
     watch = Watch()
     provider = Provider(REFUSED)
