@@ -1,0 +1,87 @@
+"""What must hold in the model after every step, and what at rest."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from services.checkout.commands.answers import Answer
+from tests.model.provider import Payment
+from tests.model.world import World
+from tests.support.invariants import CHECKOUT
+
+OPEN = {"pending", "payment_unknown", "requires_action"}
+PAID = {"completed", "cancelled"}
+FINAL = {201, 402, 409, 200}
+
+# Not what needs somebody to act in time: whole days pass in which no process lives.
+ALWAYS = {rule: query for rule, query in CHECKOUT.items() if not rule.startswith(("I22", "reservation_overdue"))}
+LEGAL = """
+    SELECT order_id, from_status, to_status, before FROM (
+        SELECT order_id, from_status, to_status, lag(to_status) OVER (PARTITION BY order_id ORDER BY id) AS before
+        FROM order_transitions) t
+    WHERE from_status IS DISTINCT FROM before
+"""
+TOLD = "SELECT subject, array_agg((event::json ->> 'orderversion')::int ORDER BY position) AS versions FROM event_log"
+
+
+async def always(world: World, told: Mapping[str, Sequence[Answer]]) -> list[str]:
+    """Everything that does not hold now."""
+    found = [f"{rule}: {row}" for rule, query in ALWAYS.items() for row in await world.rows(query)]
+    found += [f"I23 the audit has a gap: {row}" for row in await world.rows(LEGAL)]
+    for row in await world.rows(f"{TOLD} GROUP BY subject"):
+        if row["versions"] != list(range(1, len(row["versions"]) + 1)):
+            found.append(f"I10 versions out of order: {row}")
+    orders = {row["id"]: row for row in await world.rows("SELECT * FROM orders")}
+    found += _money(orders, world.provider.book.values())
+    for key, answers in told.items():
+        found += _answers(key, answers, orders)
+    return found
+
+
+async def at_rest(world: World) -> list[str]:
+    """Everything that does not hold although all faults are over."""
+    found = [f"{rule}: {row}" for rule, query in CHECKOUT.items() for row in await world.rows(query)]
+    orders = {row["id"]: row for row in await world.rows("SELECT * FROM orders")}
+    balance: Counter[str] = Counter()
+    for payment in world.provider.book.values():
+        balance[payment.charge.order_id] += payment.captured - payment.refunded
+    for order_id in orders.keys() | balance.keys():
+        order = orders.get(order_id)
+        due = order["total"] - order["refunded_total"] if order and order["status"] in PAID else 0
+        if balance[order_id] != due:
+            found.append(f"I3 the provider holds {balance[order_id]}, {due} is ours: {order_id} {order}")
+    return found
+
+
+def _money(orders: Mapping[str, Mapping[str, Any]], payments: Any) -> list[str]:
+    """I2: at most one capture per order; a paid order has one; never more given back than the books will say."""
+    found = []
+    captures: dict[str, list[Payment]] = {}
+    for payment in payments:
+        if payment.captured:
+            captures.setdefault(payment.charge.order_id, []).append(payment)
+    found += [f"I2 captured twice: {order_id}" for order_id, some in captures.items() if len(some) > 1]
+    found += [f"I3 captured without an order: {order_id}" for order_id in captures.keys() - orders.keys()]
+    for order_id, order in orders.items():
+        if order["status"] in PAID and order_id not in captures:
+            found.append(f"I2 {order['status']} without a capture: {order_id}")
+        if order["status"] in PAID and captures.get(order_id) and captures[order_id][0].captured != order["total"]:
+            found.append(f"I2 captured another amount: {order_id}")
+        if order["refunded_total"] > sum(one.refunded for one in captures.get(order_id, [])):
+            found.append(f"I2 a refund that did not take place: {order_id}")
+    return found
+
+
+def _answers(key: str, answers: Sequence[Answer], orders: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """I5, I6: final answers are equal, and what they say is so."""
+    final = {(one.status, one.body) for one in answers if one.final and one.status in FINAL}
+    found = [f"I5 {key} has {len(final)} final answers: {final}"] if len(final) > 1 else []
+    for status, body in final:
+        said = json.loads(body)
+        order = orders.get(said.get("order_id") or said.get("id", ""))
+        if status == 201 and "lines" in said and (order is None or order["status"] not in PAID):
+            found.append(f"I6 {key} was told 201, and the order is {order}")
+        if status == 402 and (order is None or order["status"] not in {"failed", "expired"}):
+            found.append(f"I6 {key} was told 402, and the order is {order}")
+    return found
