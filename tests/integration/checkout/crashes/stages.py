@@ -183,7 +183,7 @@ class Theatre:
         await connection.execute("INSERT INTO tenants (id) VALUES ($1)", name)
         await connection.execute("UPDATE api_keys SET tenant_id = $1 WHERE id = 'key_demo'", name)
         (self._folder / name).mkdir()
-        async with httpx.AsyncClient(timeout=15) as http:
+        async with httpx.AsyncClient(timeout=30) as http:
             stage = Stage(url, name, self._payments, http, connection, self._folder / name)
             yield stage
             stage.clear()
