@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import structlog
 from typing_extensions import override
 
+from shared.bus import progress
+from shared.bus.boards import announced, epoch_of, relay_board, settled_board
 from shared.bus.delivery import Arrival
-from shared.bus.relay import relay_board, settled_board
+from shared.bus.progress import Epoch, Progress
 from shared.bus.streams import stream_name
 from shared.runtime import metrics
 from shared.runtime.errors import Action, Outage, classify
@@ -37,6 +39,7 @@ REPORT_S = 0.25
 STUCK_S = 3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
 ADVANCE_LIMIT = 50_000
 CONTROL_S = 0.5
+FORGET_AT_ONCE = 10_000
 
 
 class Gate:
@@ -86,6 +89,7 @@ class PartitionConsumer(Loop):
 
     idle_s = 0.0  # the blocking read is the pause
     paused_s = 0.5
+    unknown_s = 0.2
 
     def __init__(
         self, service: str, partition: int, name: str, streams: Streams, deliverer: Deliverer, gate: Gate
@@ -109,8 +113,9 @@ class PartitionConsumer(Loop):
         if await self._gate.closed():
             await self.wait(self.paused_s)
             return 1
-        if not self._recovered:
-            await self._recover()
+        if not self._recovered and not await self._recover():
+            await self.wait(self.unknown_s)
+            return 1
         if monotonic() - self._swept_at > SWEEP_S:
             await self._sweep()
         entries = await self._read()
@@ -158,14 +163,21 @@ class PartitionConsumer(Loop):
         await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
         await self._discard_torn(entries)
 
-    async def _recover(self) -> None:
-        """Make sure that the group exists, then take up what this consumer was given before it stopped or failed."""
-        await self._streams.create_group(self._stream, self._service, await self._settled())
+    async def _recover(self) -> bool:
+        """Make sure that the group exists, then take up what this consumer was given before it stopped or failed.
+
+        False while the relay says nothing of a subscription: a stream made now would belong to nobody.
+        """
+        standing = await stand(self._service, self._partition, self._streams, self._deliverer)
+        if standing is None:
+            return False
+        await self._streams.create_group(self._stream, self._service, standing.settled)
         after = "0"
         while entries := await self._streams.read_own(self._stream, self._service, self._name, after, BATCH):
             await self._hand_over(entries)
             after = entries[-1].id
         self._recovered = True
+        return True
 
     async def _sweep(self) -> None:
         """Take over what others left open, and what lost its owner altogether."""
@@ -200,9 +212,6 @@ class PartitionConsumer(Loop):
     def _arrival(self, entry: StreamEntry) -> Arrival:
         return Arrival(self._partition, entry.position, entry.event or b"")
 
-    async def _settled(self) -> int:
-        return await begin(self._service, self._partition, self._streams, self._deliverer)
-
 
 class Reporter(Loop):
     """Tells the relay how far the service's ledger is complete."""
@@ -225,25 +234,25 @@ class Reporter(Loop):
         self._streams = streams
         self._deliverer = deliverer
         self._consumer = consumer
-        self._settled: int | None = None
+        self._standing: Progress | None = None
+        self._stood_at = 0.0
         self._moved_at = monotonic()
         self._reported_at = 0.0
 
     @override
     async def run_once(self) -> int:
         """Advance settled over what the ledger has got, report it, look after entries that lost their owner."""
-        if self._settled is None:
-            self._settled = await begin(self._service, self._partition, self._streams, self._deliverer)
-        before = self._settled
-        self._settled = await self._advance(before)
-        if self._settled != before:
+        before = self._standing
+        self._standing = now = await self._look()
+        if now is None:
+            return 0
+        if now != before:
             self._moved_at = monotonic()
         elif monotonic() - self._moved_at > STUCK_S:
-            await self._consumer.adopt(self._settled)
+            await self._consumer.adopt(now.settled)
             self._moved_at = monotonic()
-        if self._settled != before or monotonic() - self._reported_at > self.repeat_s:
-            await self._streams.report(settled_board(self._service), {str(self._partition): self._settled})
-            self._reported_at = monotonic()
+        if now != before or monotonic() - self._reported_at > self.repeat_s:
+            await self._report(now)
         return 0
 
     @override
@@ -251,12 +260,24 @@ class Reporter(Loop):
         with contextlib.suppress(Exception):  # only saves the relay a redelivery that the ledger would drop anyway
             await self.run_once()
 
-    async def _advance(self, settled: int) -> int:
+    async def _look(self) -> Progress | None:
+        """Where the ledger stands; once a second also in which epoch, and whether there is a subscription at all."""
+        if self._standing is None or monotonic() - self._stood_at > self.repeat_s:
+            standing = await stand(self._service, self._partition, self._streams, self._deliverer)
+            self._stood_at = monotonic()
+        else:
+            async with self._deliverer.db.reading() as connection:
+                standing = await progress.read(connection, self._partition)
+        if standing is None:
+            return None
         async with self._deliverer.db.reading() as connection:
-            known = await self._deliverer.ledger.settled(connection, self._partition)
-            return await self._deliverer.ledger.advance(
-                connection, self._partition, max(settled, known or 0), ADVANCE_LIMIT
-            )
+            return await progress.advance(connection, self._partition, standing, ADVANCE_LIMIT)
+
+    async def _report(self, now: Progress) -> None:
+        partition = str(self._partition)
+        report = {partition: now.settled, epoch_of(partition): now.epoch}
+        await self._streams.report(settled_board(self._service), report)
+        self._reported_at = monotonic()
 
 
 class Consumer(Family):
@@ -288,12 +309,30 @@ class Consumer(Family):
         return make
 
 
-async def begin(service: str, partition: int, streams: Streams, deliverer: Deliverer) -> int:
-    """Where the service's ledger stands; a new one starts where the relay says that its subscription does."""
+async def stand(service: str, partition: int, streams: Streams, deliverer: Deliverer) -> Progress | None:
+    """Where the service's ledger stands in the newest epoch of its subscription; None while there is no subscription.
+
+    A new ledger begins where the subscription does. It never believes that it has what checkout thinks it has: if it
+    was put back from an older backup, the difference shows, and somebody can rewind.
+    """
+    epoch = announced(await streams.board(relay_board(service)), partition)
+    if epoch is None:
+        return None
     async with deliverer.db.reading() as connection:
-        settled = await deliverer.ledger.settled(connection, partition)
-    if settled is None:
-        settled = (await streams.board(relay_board(service))).get(f"settled:{partition}", 0)
-        async with deliverer.db.transaction() as connection:
-            await deliverer.ledger.begin(connection, partition, settled)
-    return settled
+        known = await progress.read(connection, partition)
+        if known is not None and known.epoch >= epoch.number:
+            return known
+        if known is not None and epoch.replay:
+            await _forget(deliverer, partition, epoch)
+        await progress.adopt(connection, partition, epoch)
+        log.info("epoch begun", service=service, partition=partition, epoch=epoch.number, replay=epoch.replay)
+        return await progress.read(connection, partition)
+
+
+async def _forget(deliverer: Deliverer, partition: int, epoch: Epoch) -> None:
+    """In slices, to stay below statement_timeout."""
+    forgotten = FORGET_AT_ONCE
+    while forgotten == FORGET_AT_ONCE:
+        forgotten = await deliverer.db.run(
+            lambda connection: progress.forget(connection, partition, epoch, FORGET_AT_ONCE)
+        )

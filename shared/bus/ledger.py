@@ -80,6 +80,7 @@ progress = Table(
     ledger_tables,
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("settled", BigInteger, nullable=False),
+    Column("epoch", BigInteger, nullable=False, server_default="0", comment="of the subscription"),
 )
 
 consumer_control = Table(
@@ -224,23 +225,6 @@ _RESUME_PARKED = text(
     """
 ).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)))
 
-# Positions are sorted and distinct, so `position - row number` is `settled` exactly as long as nothing is missing.
-_ADVANCE = text(
-    """
-    UPDATE progress SET settled = reached.position
-    FROM (
-        SELECT max(position) AS position FROM (
-            SELECT position, row_number() OVER (ORDER BY position) AS n FROM (
-                SELECT DISTINCT position FROM deliveries
-                WHERE partition = :partition AND position > :settled ORDER BY position LIMIT :limit
-            ) AS behind
-        ) AS numbered WHERE position = :settled + n
-    ) AS reached
-    WHERE partition = :partition AND settled = :settled AND reached.position IS NOT NULL
-    RETURNING settled
-    """
-).bindparams(bindparam("settled", type_=BigInteger))
-
 
 class Ledger:
     """Reads and writes the ledger. Every method works inside the caller's transaction."""
@@ -326,23 +310,6 @@ class Ledger:
     async def resume_parked(self, connection: AsyncConnection, ids: Sequence[UUID]) -> int:
         """Make parked rows due."""
         return (await connection.execute(_RESUME_PARKED, {"ids": list(ids)})).rowcount
-
-    async def settled(self, connection: AsyncConnection, partition: int) -> int | None:
-        """How far the ledger is known to be complete, or None when the service never read the partition."""
-        row = (await connection.execute(progress.select().where(progress.c.partition == partition))).one_or_none()
-        return row.settled if row else None
-
-    async def begin(self, connection: AsyncConnection, partition: int, settled: int) -> None:
-        """Start the partition behind `settled`, unless it was started before."""
-        await connection.execute(
-            text("INSERT INTO progress (partition, settled) VALUES (:partition, :settled) ON CONFLICT DO NOTHING"),
-            {"partition": partition, "settled": settled},
-        )
-
-    async def advance(self, connection: AsyncConnection, partition: int, settled: int, limit: int) -> int:
-        """Move `settled` over every position that has a row, without gaps; returns where it stands."""
-        moved = await connection.execute(_ADVANCE, {"partition": partition, "settled": settled, "limit": limit})
-        return moved.scalar_one_or_none() or settled
 
     async def control(self, connection: AsyncConnection) -> Control:
         """Whether consuming is paused."""

@@ -14,6 +14,7 @@ from zlib import crc32
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -35,6 +36,7 @@ from shared.runtime.statements import Part, Write, together
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
 
 log_tables = MetaData()
@@ -73,8 +75,17 @@ subscriptions = Table(
         comment="every position up to here is in the service's own ledger",
     ),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("moved_at", DateTime(timezone=True), nullable=False, server_default=func.now(), comment="of settled"),
+    Column("epoch", BigInteger, nullable=False, server_default="0", comment="grows with each rewind and each new life"),
+    Column("origin", BigInteger, nullable=False, server_default="0", comment="the service is owed what is behind it"),
+    Column("rewound", BigInteger, nullable=False, server_default="0", comment="where the epoch began"),
+    Column("replay", Boolean, nullable=False, server_default="false", comment="the epoch's events are handled anew"),
     CheckConstraint("0 <= settled AND settled <= cursor", name="subscriptions_settled_up_to_cursor"),
 )
+
+# A time, not a count: a subscription that is removed and added again, or a database that is put back, must not begin
+# an epoch that its service has already had.
+NEXT_EPOCH = "greatest({epoch} + 1, CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint))"
 
 _READ = text(
     """
@@ -95,11 +106,23 @@ _OPEN_PARTITION = text(
 
 # From the beginning of what the log still holds; `now` starts behind the last position instead.
 _SUBSCRIBE = text(
-    """
-    INSERT INTO subscriptions (service, partition, cursor, settled)
-    SELECT :service, partition, start, start
+    f"""
+    INSERT INTO subscriptions (service, partition, cursor, settled, origin, rewound, epoch)
+    SELECT :service, partition, start, start, start, start, {NEXT_EPOCH.format(epoch=0)}
     FROM (SELECT partition, CASE WHEN :from_now THEN position ELSE 0 END AS start FROM log_head) AS heads
+    WHERE NOT EXISTS (SELECT 1 FROM subscriptions WHERE service = :service)
     ON CONFLICT DO NOTHING
+    """  # noqa: S608 - an expression of our own
+)
+
+_OVERVIEW = text(
+    """
+    SELECT s.service, s.partition, s.cursor, s.settled, s.epoch, s.created_at, s.moved_at, h.position AS head,
+           e.created_at AS oldest,
+           CAST(extract(epoch FROM now() - greatest(s.moved_at, e.created_at)) AS double precision) AS silent_s
+    FROM subscriptions s JOIN log_head h USING (partition)
+    LEFT JOIN event_log e ON e.partition = s.partition AND e.position = s.settled + 1
+    ORDER BY s.service, s.partition
     """
 )
 
@@ -120,6 +143,26 @@ class Subscription:
     partition: int
     cursor: int
     settled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """A subscription as people look at it. `silent_s`: for how long nothing was settled although something waits."""
+
+    service: str
+    partition: int
+    head: int
+    cursor: int
+    settled: int
+    epoch: int
+    created_at: datetime
+    moved_at: datetime
+    silent_s: float
+
+    @property
+    def backlog(self) -> int:
+        """How many events the service has not dealt with."""
+        return self.head - self.settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +266,13 @@ class EventLog:
         row = (await connection.execute(head)).one_or_none()
         return row.position if row else 0
 
-    async def subscribe(self, connection: AsyncConnection, service: str, *, from_now: bool = False) -> None:
-        """Add a service; it gets every event from the beginning of the log, or from now."""
-        await connection.execute(_SUBSCRIBE, {"service": service, "from_now": from_now})
+    async def subscribe(self, connection: AsyncConnection, service: str, *, from_now: bool = False) -> bool:
+        """Add a service; it gets every event from the beginning of the log, or from now. False: it is there already."""
+        added = await connection.execute(_SUBSCRIBE, {"service": service, "from_now": from_now})
+        return added.rowcount > 0
 
     async def unsubscribe(self, connection: AsyncConnection, service: str) -> bool:
-        """Remove a service; returns whether it was subscribed."""
+        """Remove a service; returns whether it was subscribed. Its relays take what is in Redis away."""
         removed = await connection.execute(subscriptions.delete().where(subscriptions.c.service == service))
         return removed.rowcount > 0
 
@@ -237,8 +281,35 @@ class EventLog:
         rows = await connection.execute(subscriptions.select().order_by("service", "partition"))
         return [Subscription(row.service, row.partition, row.cursor, row.settled) for row in rows]
 
-    async def events_of(self, connection: AsyncConnection, subject: str) -> list[LoggedEvent]:
-        """All events of one order, oldest first."""
-        found = event_log.select().where(event_log.c.subject == subject).order_by("position")
-        rows = await connection.execute(found)
-        return [LoggedEvent(row.partition, row.position, row.event, row.created_at) for row in rows]
+    async def readers(self, connection: AsyncConnection) -> list[Reader]:
+        """Who reads the log and how far everybody is, by service and partition."""
+        return [
+            Reader(
+                row.service,
+                row.partition,
+                row.head,
+                row.cursor,
+                row.settled,
+                row.epoch,
+                row.created_at,
+                row.moved_at,
+                row.silent_s if row.oldest else 0.0,
+            )
+            for row in await connection.execute(_OVERVIEW)
+        ]
+
+    async def events_of(
+        self, connection: AsyncConnection, subject: str, after: int = 0, limit: int = 1000
+    ) -> list[LoggedEvent]:
+        """The events of one order behind a position, oldest first."""
+        return await _logged(connection, limit, event_log.c.subject == subject, event_log.c.position > after)
+
+    async def events(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LoggedEvent]:
+        """The events of everybody behind a position, oldest first."""
+        return await _logged(connection, limit, event_log.c.partition == partition, event_log.c.position > after)
+
+
+async def _logged(connection: AsyncConnection, limit: int, *conditions: ColumnElement[bool]) -> list[LoggedEvent]:
+    found = event_log.select().where(*conditions).order_by("position").limit(limit)
+    rows = await connection.execute(found)
+    return [LoggedEvent(row.partition, row.position, row.event, row.created_at) for row in rows]

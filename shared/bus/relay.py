@@ -16,13 +16,15 @@ import structlog
 from sqlalchemy import BigInteger, bindparam, text
 from typing_extensions import override
 
+from shared.bus.boards import announcement, relay_board, reported, settled_board
 from shared.bus.log import LogEntry, Subscription
+from shared.bus.progress import Epoch
 from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
 from shared.runtime.supervision import Family, Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -42,7 +44,7 @@ POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 
 _LOOK = text(
     """
-    SELECT s.cursor, s.settled, h.position AS head FROM subscriptions s JOIN log_head h USING (partition)
+    SELECT s.cursor, s.settled, s.epoch, h.position AS head FROM subscriptions s JOIN log_head h USING (partition)
     WHERE s.service = :service AND s.partition = :partition
     """
 )
@@ -54,11 +56,12 @@ _LOOK = text(
 _TAKE = text(
     """
     WITH taken AS (
-        SELECT cursor, settled, set_config('synchronous_commit', 'off', true) FROM subscriptions
+        SELECT cursor, settled, epoch, origin, rewound, replay, set_config('synchronous_commit', 'off', true)
+        FROM subscriptions
         WHERE service = :service AND partition = :partition
         FOR UPDATE SKIP LOCKED
     )
-    SELECT t.cursor, t.settled, h.position AS head, e.position, e.event
+    SELECT t.cursor, t.settled, t.epoch, t.origin, t.rewound, t.replay, h.position AS head, e.position, e.event
     FROM taken t
     JOIN log_head h ON h.partition = :partition
     LEFT JOIN LATERAL (
@@ -71,27 +74,19 @@ _TAKE = text(
 ).bindparams(bindparam("window", type_=BigInteger))
 _STORE = text(
     """
-    UPDATE subscriptions SET cursor = :cursor, settled = :settled
+    UPDATE subscriptions SET cursor = :cursor, settled = :settled,
+           moved_at = CASE WHEN settled = :settled THEN moved_at ELSE now() END
     WHERE service = :service AND partition = :partition
     """
 )
 
 
-def settled_board(service: str) -> str:
-    """Where a service reports how far its ledger goes: partition -> position."""
-    return f"settled:{service}"
-
-
-def relay_board(service: str) -> str:
-    """Where the relay says what a service may rely on: `partitions`, `settled:<partition>`, `head:<partition>`."""
-    return f"relay:{service}"
-
-
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A locked subscription, the log's head, and the entries to be published next."""
+    """A locked subscription, its epoch, the log's head, and the entries to be published next."""
 
     subscription: Subscription
+    epoch: Epoch
     head: int
     entries: Sequence[LogEntry]
 
@@ -143,32 +138,33 @@ class Relay(Loop):
     async def run_once(self) -> int:
         """One pass: mirror settled, check the stream, publish the next entries. Returns how many were published."""
         hinted, self._hinted = self._hinted, False
-        reported = (await self._streams.board(settled_board(self._service))).get(str(self._partition), 0)
-        if not hinted and not await self._something_to_do(reported):
+        board = await self._streams.board(settled_board(self._service))
+        if not hinted and not await self._something_to_do(board):
             return 0
         async with self._db.transaction() as connection:
             taken = await self._take(connection)
             if taken is None:
                 return 0
-            done = await self._pass(connection, taken, reported)
+            done = await self._pass(connection, taken, board)
             if done.after != done.before:
                 await connection.execute(_STORE, _row(done.after))
+            # While the row is locked: whoever removes the subscription waits, and what is said here is not said after.
+            await self._announce(taken, anew=done.lost is not None)
         self._report(done)
-        await self._announce(done.after.settled, taken.head)
         if done.published < self._batch:
             await asyncio.sleep(rest_s(done.published))
         return done.published
 
-    async def _something_to_do(self, reported: int) -> bool:
+    async def _something_to_do(self, board: Mapping[str, int]) -> bool:
         """A look without a lock: an idle relay must cost the database next to nothing."""
         async with self._db.reading() as connection:
             row = (await connection.execute(_LOOK, self._key())).one_or_none()
         if row is None:
             return False
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
-        await self._announce(row.settled, row.head)
         room = row.cursor - row.settled < self._window
-        if (row.head > row.cursor and room) or reported > row.settled:
+        settled = reported(board, self._partition, row.epoch) or 0
+        if (row.head > row.cursor and room) or settled > row.settled or self._announcement_is_due:
             return True
         answer = await self._streams.publish(self._stream, row.settled, row.cursor, row.head, ())
         return answer is not State.PUBLISHED
@@ -182,11 +178,14 @@ class Relay(Loop):
         entries = [LogEntry(row.position, row.event) for row in rows if row.position is not None]
         # The row is the newest there is, the head may be that of a moment ago.
         head = max(first.head, first.cursor)
-        return Taken(Subscription(self._service, self._partition, first.cursor, first.settled), head, entries)
+        subscription = Subscription(self._service, self._partition, first.cursor, first.settled)
+        epoch = Epoch(first.epoch, first.origin, first.rewound, first.replay)
+        return Taken(subscription, epoch, head, entries)
 
-    async def _pass(self, connection: AsyncConnection, taken: Taken, reported: int) -> Pass:
+    async def _pass(self, connection: AsyncConnection, taken: Taken, board: Mapping[str, int]) -> Pass:
         before = taken.subscription
-        now = replace(before, settled=self._mirror(taken, reported))
+        settled = reported(board, self._partition, taken.epoch.number)
+        now = replace(before, settled=self._mirror(taken, settled or 0))
         answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, taken.entries)
         if answer is State.PUBLISHED:
             return Pass(before, _advanced(now, taken.entries), len(taken.entries))
@@ -197,15 +196,15 @@ class Relay(Loop):
         await self._streams.publish(self._stream, now.settled, now.settled, taken.head, entries)
         return Pass(before, _advanced(replace(now, cursor=now.settled), entries), len(entries), answer)
 
-    def _mirror(self, taken: Taken, reported: int) -> int:
+    def _mirror(self, taken: Taken, settled: int) -> int:
         """Settled only moves forward, and never beyond what was published."""
         known = taken.subscription
-        if reported <= known.cursor:
-            return max(known.settled, reported)
+        if settled <= known.cursor:
+            return max(known.settled, settled)
         # A consumer may be ahead of the cursor for one pass (published, but our commit failed); never of the log.
-        if reported > taken.head:
+        if settled > taken.head:
             metrics.REFUSED_SETTLED.labels(self._service).inc()
-            log.error("settled report refused: beyond the log", loop=self.name, reported=reported, head=taken.head)
+            log.error("settled report refused: beyond the log", loop=self.name, reported=settled, head=taken.head)
         return known.settled
 
     def _report(self, done: Pass) -> None:
@@ -217,14 +216,18 @@ class Relay(Loop):
         metrics.CURSOR.labels(*labels).set(done.after.cursor)
         metrics.SETTLED.labels(*labels).set(done.after.settled)
 
-    async def _announce(self, settled: int, head: int) -> None:
-        """Tell the service where its subscription stands; repeated every second, because Redis forgets."""
-        if monotonic() - self._announced_at < ANNOUNCE_S:
+    @property
+    def _announcement_is_due(self) -> bool:
+        return monotonic() - self._announced_at >= ANNOUNCE_S
+
+    async def _announce(self, taken: Taken, *, anew: bool) -> None:
+        """Tell the service where its subscription stands; at once after a loss, which may have taken that along."""
+        if not (anew or self._announcement_is_due):
             return
         board = {
             "partitions": self._log.partitions,
-            f"settled:{self._partition}": settled,
-            f"head:{self._partition}": head,
+            f"head:{self._partition}": taken.head,
+            **announcement(self._partition, taken.epoch),
         }
         await self._streams.report(relay_board(self._service), board)
         self._announced_at = monotonic()
@@ -269,6 +272,27 @@ class Relays(Family):
         self._log = event_log
         self._streams = streams
         self._window = window
+        self._leftovers: set[str] = set()
+
+    @override
+    async def run_once(self) -> int:
+        """Follow the table; what a removed subscription leaves in Redis goes one step after its relays were stopped."""
+        before = self.children.keys() | set()
+        for key in sorted(self._leftovers):
+            await self._clear(key)
+            self._leftovers.discard(key)
+        done = await super().run_once()
+        self._leftovers |= before - self.children.keys()
+        self._leftovers -= self.children.keys()
+        return done
+
+    async def _clear(self, key: str) -> None:
+        # The relay's board first: without it no consumer makes a group, nor reports.
+        service, partition = key.split("/")
+        stream = stream_name(service, int(partition))
+        for leftover in (relay_board(service), settled_board(service), stream):
+            await self._streams.remove(leftover)
+        log.info("subscription removed", service=service, partition=int(partition))
 
     @override
     async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:

@@ -140,6 +140,10 @@ class Streams(Protocol):
         """All numbers of a board; what is not a number is left out."""
         ...
 
+    async def remove(self, name: str) -> None:
+        """Remove a stream with its groups, or a board; one that is not there is as good."""
+        ...
+
     async def ping(self) -> None:
         """Raise unless the server answers."""
         ...
@@ -261,6 +265,9 @@ class RedisStreams:
             for name, value in values.items()
             if value.isdigit() and len(value) < _TOO_MANY_DIGITS
         }
+
+    async def remove(self, name: str) -> None:
+        await self._commands.delete(name)
 
     async def ping(self) -> None:
         await self._commands.ping()

@@ -15,8 +15,8 @@ from fastapi import APIRouter
 from starlette.responses import JSONResponse
 
 from shared.bus import inspection
+from shared.bus.boards import relay_board
 from shared.bus.ledger import State
-from shared.bus.relay import relay_board
 from shared.contracts.envelope import rfc3339
 from shared.runtime import metrics
 from shared.runtime.supervision import brief

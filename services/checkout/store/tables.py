@@ -22,8 +22,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 
 from services.checkout.domain import RefundKind, RefundStatus, Status
+from shared.bus.ledger import ops_audit
 
 metadata = MetaData()
+
+ops_audit.to_metadata(metadata)
 
 _CREATED_AT = "created_at"
 

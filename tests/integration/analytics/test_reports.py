@@ -8,8 +8,9 @@ from datetime import timedelta
 import pytest
 from httpx import BasicAuth
 
+from shared.bus.boards import announcement, relay_board
 from shared.bus.log import LogEntry
-from shared.bus.relay import relay_board
+from shared.bus.progress import Epoch
 from shared.bus.streams import RedisStreams, stream_name
 from shared.contracts.envelope import encode, rfc3339
 from tests.integration.analytics.conftest import World
@@ -191,7 +192,7 @@ async def test_an_event_in_the_stream_becomes_a_number(world: World, redis_url: 
     streams = RedisStreams(redis_url, "tests")
     stream = stream_name("analytics", 0)
     await streams.rebuild(stream, "analytics", 0)
-    await streams.report(relay_board("analytics"), {"partitions": 1, "settled:0": 0})
+    await streams.report(relay_board("analytics"), {"partitions": 1, **announcement(0, Epoch(1, 0, 0, replay=False))})
     running = [asyncio.create_task(loop.run()) for loop in world.service.loops]
 
     await streams.publish(stream, 0, 0, 1, [LogEntry(1, encode(event))])

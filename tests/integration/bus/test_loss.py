@@ -67,6 +67,7 @@ LOSSES = [
 async def test_a_loss_while_events_flow_costs_nothing(world: World, loss: Loss) -> None:
     world.start(world.relay(batch=20))
     world.start_service()
+    await until(lambda: reading(world))
 
     for burst in range(12):
         await world.append(*(event() for _ in range(25)))
@@ -152,11 +153,16 @@ async def test_a_settled_report_that_cannot_be_true_is_refused(world: World, non
     await world.append(*(event() for _ in range(5)))
     await relay.run_once()
 
-    await world.redis.hset("settled:email", "0", str(nonsense))
+    epoch = await world.scalar("SELECT epoch FROM subscriptions")
+    await world.redis.hset("settled:email", mapping={"0": str(nonsense), "epoch:0": epoch})
     await relay.run_once()
 
     assert await world.settled() == 0
     assert await world.redis.xlen(STREAM) == 5
+
+
+async def reading(world: World) -> bool:
+    return bool(await world.redis.exists(STREAM) and await world.redis.xinfo_groups(STREAM))
 
 
 async def settled_up_to(world: World, position: int) -> bool:

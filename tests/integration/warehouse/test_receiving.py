@@ -7,8 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from services.warehouse.__main__ import MIGRATIONS
+from shared.bus.boards import announcement, relay_board
 from shared.bus.log import LogEntry
-from shared.bus.relay import relay_board
+from shared.bus.progress import Epoch
 from shared.bus.streams import RedisStreams, stream_name
 from shared.contracts.envelope import Envelope, encode
 from shared.runtime.migrations import check
@@ -119,7 +120,7 @@ async def test_an_event_in_the_stream_becomes_a_fulfilment(world: World, redis_u
     streams = RedisStreams(redis_url, "tests")
     stream = stream_name("warehouse", 0)
     await streams.rebuild(stream, "warehouse", 0)
-    await streams.report(relay_board("warehouse"), {"partitions": 1, "settled:0": 0})
+    await streams.report(relay_board("warehouse"), {"partitions": 1, **announcement(0, Epoch(1, 0, 0, replay=False))})
     running = [asyncio.create_task(loop.run()) for loop in world.service.loops]
 
     await streams.publish(stream, 0, 0, 1, [LogEntry(1, encode(event))])

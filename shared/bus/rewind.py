@@ -1,0 +1,111 @@
+"""Rewinding a subscription: a service gets events again that it was believed to have dealt with.
+
+A rewind begins an epoch. The service counts its ledger anew from there, says so in its reports, and the relay believes
+no report of an earlier epoch. What the ledger has is dropped as a duplicate; with `replay` the ledger forgets it first,
+so that the handlers run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from sqlalchemy import BigInteger, Integer, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from shared.bus.log import NEXT_EPOCH
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
+# An event's time is that of the beginning of its transaction, its position that of the end.
+LONGEST_TRANSACTION = timedelta(seconds=10)
+
+_LOCK = text("SELECT partition, settled FROM subscriptions WHERE service = :service ORDER BY partition FOR UPDATE")
+_WRITTEN_BEFORE = text(
+    "SELECT created_at < :instant FROM event_log WHERE partition = :partition AND position = :position"
+)
+_REWIND = text(
+    f"""
+    UPDATE subscriptions s
+    SET cursor = r.position, settled = r.position, origin = least(s.origin, r.position), rewound = r.position,
+        replay = :replay, epoch = {NEXT_EPOCH.format(epoch="s.epoch")}, moved_at = now()
+    FROM unnest(:partitions, :positions) AS r (partition, position)
+    WHERE s.service = :service AND s.partition = r.partition
+    """  # noqa: S608 - an expression of our own
+).bindparams(bindparam("partitions", type_=ARRAY(Integer)), bindparam("positions", type_=ARRAY(BigInteger)))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """How far back: behind a position or before a time, in one partition or in all of them."""
+
+    position: int | None = None
+    time: datetime | None = None
+    partition: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One partition's part of a rewind: events in (position, settled] come again."""
+
+    partition: int
+    position: int
+    settled: int
+
+    @property
+    def events(self) -> int:
+        """How many come again."""
+        return self.settled - self.position
+
+
+async def rewind(
+    connection: AsyncConnection, service: str, target: Target, *, replay: bool, dry_run: bool
+) -> list[Span] | None:
+    """Rewind the partitions that stand behind the target; None when there is no such subscription.
+
+    The relay finds the stream without what is owed again, makes it anew and publishes.
+    """
+    standing = (await connection.execute(_LOCK, {"service": service})).all()
+    if not standing:
+        return None
+    chosen = [row for row in standing if target.partition in {None, row.partition}]
+    spans = [
+        Span(row.partition, await _position(connection, row.partition, row.settled, target), row.settled)
+        for row in chosen
+    ]
+    spans = [span for span in spans if span.events > 0]
+    if spans and not dry_run:
+        await _move(connection, service, spans, replay=replay)
+    return spans
+
+
+async def _move(connection: AsyncConnection, service: str, spans: Sequence[Span], *, replay: bool) -> None:
+    values = {
+        "service": service,
+        "replay": replay,
+        "partitions": [span.partition for span in spans],
+        "positions": [span.position for span in spans],
+    }
+    await connection.execute(_REWIND, values)
+
+
+async def _position(connection: AsyncConnection, partition: int, settled: int, target: Target) -> int:
+    if target.time is None:
+        return min(settled, target.position or 0)
+    return await _last_before(connection, partition, settled, target.time - LONGEST_TRANSACTION)
+
+
+async def _last_before(connection: AsyncConnection, partition: int, settled: int, instant: datetime) -> int:
+    """The last position up to `settled` that was written before `instant`, found by halving: time has no index."""
+    low, high = 0, settled
+    while low < high:
+        middle = (low + high + 1) // 2
+        values = {"partition": partition, "position": middle, "instant": instant}
+        if (await connection.execute(_WRITTEN_BEFORE, values)).scalar_one_or_none() is not False:
+            low = middle
+        else:
+            high = middle - 1
+    return low
