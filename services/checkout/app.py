@@ -19,7 +19,7 @@ from services.checkout.commands.webhooks import Webhooks
 from services.checkout.payments.breaker import Breaker, State
 from services.checkout.payments.guard import GuardedProvider, Lane
 from services.checkout.payments.stripe import StripeProvider
-from services.checkout.routes import catalogue, ops, orders, refunds
+from services.checkout.routes import catalogue, ops, orders, refunds, subscriptions
 from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
@@ -79,12 +79,13 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     checks.append(Check("orders", door.probe))
     loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
+    operators = [ops.router, subscriptions.router]
     app = create_app(
         service=NAME,
         settings=settings,
         health=health,
         keys=DatabaseKeys(db, Quota(settings.key_rate, settings.key_burst)),
-        routers=[orders.router, refunds.router, catalogue.router, provider_webhooks.router, ops.router],
+        routers=[orders.router, refunds.router, catalogue.router, provider_webhooks.router, *operators],
         direct={orders.place: orders.place_directly},
         door=door,
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",

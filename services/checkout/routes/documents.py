@@ -249,6 +249,26 @@ class SubscriptionOut(BaseModel):
     cursor: int
     settled: int
     backlog: int
+    created_at: AwareDatetime
+    moved_at: AwareDatetime
+
+
+class SpanOut(BaseModel):
+    """What comes again of one partition: as many events behind a position."""
+
+    partition: int
+    position: int
+    events: int
+
+
+class RewoundOut(BaseModel):
+    """What comes again, or would."""
+
+    name: str
+    events: int
+    replay: bool
+    dry_run: bool
+    items: list[SpanOut]
 
 
 class EventOut(BaseModel):
@@ -267,5 +287,14 @@ class SubscribedOut(BaseModel):
 
 
 SUBSCRIPTIONS: Responses = {200: {"model": Page[SubscriptionOut]}}
-SUBSCRIBE: Responses = {201: {"model": SubscribedOut}}
+SUBSCRIBE: Responses = {
+    200: {"model": SubscribedOut, "description": "Subscribed before, and left as it was"},
+    201: {"model": SubscribedOut, "description": "Subscribed"},
+}
+NO_SUBSCRIPTION: Responses = {404: problem_document("`not_found`")}
+REWIND: Responses = {
+    200: {"model": RewoundOut},
+    **NO_SUBSCRIPTION,
+    409: problem_document("`nothing_to_rewind`"),
+}
 EVENTS: Responses = {200: {"model": Page[EventOut]}}

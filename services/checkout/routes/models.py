@@ -5,11 +5,23 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
 
 from services.checkout.domain import CHARGEABLE, MAX_TOTAL
+from shared.bus.rewind import Target
 from shared.contracts.currencies import DECIMALS
 from shared.web.problems import Problem
 
@@ -79,6 +91,23 @@ IDEMPOTENCY_KEY = (
     r'|"[\x21\x23-\x7e](?:[\x20\x21\x23-\x7e]{0,253}[\x21\x23-\x7e])?"'
 )
 _KEY = re.compile(IDEMPOTENCY_KEY)
+
+
+def _rfc3339(text: object) -> object:
+    if not isinstance(text, str) or not _DATE_AND_TIME.match(text):  # pydantic would take seconds since 1970 as well
+        raise ValueError("write it as 2026-01-31T12:00:00Z")
+    return text
+
+
+def _in_utc(instant: datetime) -> datetime:
+    try:
+        return instant.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("outside of the years 1 to 9999") from error
+
+
+_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:")
+Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 
 
 class _Strict(BaseModel):
@@ -155,6 +184,26 @@ class SubscriptionIn(_Strict):
 
     name: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,39}$")]
     from_: str = Field("beginning", alias="from", pattern="^(beginning|now)$")
+
+
+class RewindIn(_Strict):
+    """`POST /ops/subscriptions/{name}/rewind`."""
+
+    position: int | None = Field(None, ge=0, lt=2**63, description="events behind this position come again")
+    time: Annotated[Instant | None, Field(strict=False)] = Field(None, description="events since this time come again")
+    partition: int | None = Field(None, ge=0, lt=1024, description="only this one; by default all of them")
+    replay: bool = Field(default=False, description="the service forgets that it had them, so its handlers run again")
+    dry_run: bool = Field(default=False, description="only count")
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> RewindIn:
+        if (self.position is None) == (self.time is None):
+            raise ValueError("give either position or time")
+        return self
+
+    def target(self) -> Target:
+        """What the bus understands."""
+        return Target(self.position, self.time, self.partition)
 
 
 def fingerprint(request: BaseModel) -> bytes:

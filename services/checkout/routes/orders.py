@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator
 from pydantic_core import to_json
 from starlette.responses import Response
 
@@ -16,7 +13,7 @@ from services.checkout.commands.answers import Answer, order_body
 from services.checkout.commands.place_order import PlaceOrder
 from services.checkout.domain import Status, Wanted
 from services.checkout.routes import documents
-from services.checkout.routes.models import OrderIn, fingerprint, parse_key
+from services.checkout.routes.models import Instant, OrderIn, fingerprint, parse_key
 from services.checkout.routes.wiring import Wired
 from services.checkout.store import orders
 from shared.runtime.identifiers import is_id, new_id
@@ -32,23 +29,6 @@ _may_write = require("orders:write")
 Writer = Annotated[Principal, Depends(_may_write)]
 Reader = Annotated[Principal, Depends(require("orders:read"))]
 Key = Annotated[str | None, Header(alias="Idempotency-Key", include_in_schema=False)]  # see `documents.WITH_KEY`
-
-
-def _rfc3339(text: str) -> str:
-    if not _DATE_AND_TIME.match(text):  # pydantic would take seconds since 1970 as well
-        raise ValueError("write it as 2026-01-31T12:00:00Z")
-    return text
-
-
-def _in_utc(instant: datetime) -> datetime:
-    try:
-        return instant.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError("outside of the years 1 to 9999") from error
-
-
-_DATE_AND_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:")
-Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339), AfterValidator(_in_utc)]
 
 
 @router.post("", status_code=201, summary="Place an order", responses=documents.PLACE, openapi_extra=documents.WITH_KEY)
