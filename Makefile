@@ -62,12 +62,13 @@ status: install ## Show what runs where
 demo: install ## Put one order through the running platform and show what happens to it
 	@$(PY) -m deploy.local demo
 
-# Without CHECKOUT_DATABASE_URL it is the local platform's database, when that runs.
+# Without an address of your own it is the local platform, when that runs.
 .PHONY: orderctl
-orderctl: install ## Look after a checkout's keys; ARGS="keys list"
+orderctl: install ## Look after a checkout's keys and subscriptions; ARGS="keys list"
 	@env="$${RUN_DIR:-.run}/env"; \
-	if [ -z "$$CHECKOUT_DATABASE_URL" ] && [ -f "$$env" ]; then \
+	if [ -z "$$CHECKOUT_DATABASE_URL$$CHECKOUT_URL" ] && [ -f "$$env" ]; then \
 		. "$$(cd "$$(dirname "$$env")" && pwd)/env"; export CHECKOUT_DATABASE_URL="$${POSTGRES_URL%/*}/checkout"; \
+		export CHECKOUT_URL OPS_KEY; \
 	fi; \
 	exec $(PY) -m deploy.orderctl $(ARGS)
 

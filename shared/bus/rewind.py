@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import BigInteger, Integer, bindparam, text
@@ -20,12 +20,13 @@ from shared.bus.log import NEXT_EPOCH
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-# An event's time is that of the beginning of its transaction, its position that of the end.
-LONGEST_TRANSACTION = timedelta(seconds=10)
-
 _LOCK = text("SELECT partition, settled FROM subscriptions WHERE service = :service ORDER BY partition FOR UPDATE")
+# An event's time is that of the beginning of its transaction, its position that of the end: no transaction takes 10 s.
 _WRITTEN_BEFORE = text(
-    "SELECT created_at < :instant FROM event_log WHERE partition = :partition AND position = :position"
+    """
+    SELECT created_at + interval '10 seconds' < :instant FROM event_log
+    WHERE partition = :partition AND position = :position
+    """
 )
 _REWIND = text(
     f"""
@@ -95,7 +96,7 @@ async def _move(connection: AsyncConnection, service: str, spans: Sequence[Span]
 async def _position(connection: AsyncConnection, partition: int, settled: int, target: Target) -> int:
     if target.time is None:
         return min(settled, target.position or 0)
-    return await _last_before(connection, partition, settled, target.time - LONGEST_TRANSACTION)
+    return await _last_before(connection, partition, settled, target.time)
 
 
 async def _last_before(connection: AsyncConnection, partition: int, settled: int, instant: datetime) -> int:

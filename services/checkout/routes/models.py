@@ -19,6 +19,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from pydantic.config import JsonDict
 
 from services.checkout.domain import CHARGEABLE, MAX_TOTAL
 from shared.bus.rewind import Target
@@ -186,8 +187,16 @@ class SubscriptionIn(_Strict):
     from_: str = Field("beginning", alias="from", pattern="^(beginning|now)$")
 
 
+def _given(this: str, kind: str, other: str) -> JsonDict:
+    return {"required": [this], "properties": {this: {"type": kind}, other: {"type": "null"}}}
+
+
 class RewindIn(_Strict):
     """`POST /ops/subscriptions/{name}/rewind`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [_given("position", "integer", "time"), _given("time", "string", "position")]}
+    )
 
     position: int | None = Field(None, ge=0, lt=2**63, description="events behind this position come again")
     time: Annotated[Instant | None, Field(strict=False)] = Field(None, description="events since this time come again")

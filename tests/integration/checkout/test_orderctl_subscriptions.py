@@ -1,0 +1,104 @@
+"""`orderctl subscriptions` as people and scripts use it: a process that calls the ops API of another one."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from typer.testing import CliRunner
+
+from deploy.orderctl import __main__
+from tests.integration.checkout.conftest import API_KEY, OPS_KEY
+from tests.integration.checkout.process import checkout_process
+from tests.integration.checkout.test_orderctl_keys import Said
+from tests.integration.sandboxes.programs import Payments
+from tests.support.servers import free_port
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest_asyncio.fixture(scope="module")
+async def url(checkout_database: str, redis_url: str, payments_server: Payments) -> AsyncIterator[str]:
+    async with checkout_process(checkout_database, redis_url, payments_server) as program:
+        yield program.url
+
+
+async def orderctl(url: str | None, *arguments: str, key: str | None = OPS_KEY) -> Said:
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "COLUMNS": "100"}
+    asked = {"CHECKOUT_URL": url, "OPS_KEY": key}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "deploy.orderctl", "subscriptions", *arguments),
+        cwd=ROOT,
+        env=environment | {name: value for name, value in asked.items() if value is not None},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    return Said(process.returncode or 0, out.decode(), err.decode())
+
+
+async def test_a_service_is_added_listed_and_removed(url: str) -> None:
+    added = await orderctl(url, "add", "loyalty", "--from", "now")
+    listed = (await orderctl(url, "list", "--json")).json
+    table = await orderctl(url, "list")
+    removed = (await orderctl(url, "remove", "loyalty", "--json")).json
+    after = (await orderctl(url, "list", "--json")).json
+
+    assert (added.code, added.out) == (0, "loyalty is subscribed.\n")
+    assert {one["name"] for one in listed["items"]} == {"analytics", "email", "loyalty", "warehouse"}
+    assert "loyalty" in table.out
+    assert removed == {"name": "loyalty"}
+    assert "loyalty" not in json.dumps(after)
+
+
+async def test_what_is_refused_is_one_line_and_exit_code_1(url: str) -> None:
+    unknown = await orderctl(url, "rewind", "nobody/else", "--position", "0")
+    early = await orderctl(url, "rewind", "email", "--time", "2020-01-01T00:00:00Z", "--dry-run")
+    mistyped = await orderctl(url, "rewind", "email", "--time", "yesterday")
+    unnamed = await orderctl(url, "add", "Loyalty")
+    no_operator = await orderctl(url, "list", key=API_KEY)
+
+    for said in (unknown, early, mistyped, unnamed, no_operator):
+        assert (said.code, said.out, said.err.count("\n")) == (1, "", 1)
+        assert said.err.startswith("orderctl: ")
+    assert "those events are still to come" in early.err
+    assert "write it as 2026-01-31T12:00:00Z" in mistyped.err
+    assert "The key does not open ops." in no_operator.err
+
+
+async def test_without_checkout_it_says_so_in_one_line() -> None:
+    away = await orderctl(f"http://127.0.0.1:{free_port()}", "list")
+    unset = await orderctl(None, "list")
+    keyless = await orderctl("http://127.0.0.1:1", "list", key=None)
+    wrong = await orderctl("postgresql://hunter2@localhost", "list")
+
+    assert away.code == 69
+    assert away.err.startswith("orderctl: checkout at http://127.0.0.1:")
+    assert (unset.code, unset.err) == (78, "configuration: CHECKOUT_URL is not set\n")
+    assert (keyless.code, keyless.err) == (78, "configuration: OPS_KEY is not set\n")
+    assert (wrong.code, wrong.err) == (78, "configuration: CHECKOUT_URL: must start with http:// or https://\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("add",),
+        ("add", "loyalty", "--from", "yesterday"),
+        ("remove",),
+        ("rewind", "email"),
+        ("rewind", "email", "--position", "-1"),
+        ("rewind", "email", "--position", "0", "--time", "2026-01-31T12:00:00Z"),
+        ("burn",),
+    ],
+)
+def test_a_command_that_is_mistyped_is_exit_code_2(arguments: tuple[str, ...]) -> None:
+    """In this process, because it never gets as far as checkout: there is no setting that names one."""
+    said = CliRunner(env={"CHECKOUT_URL": None}).invoke(__main__.orderctl, ("subscriptions", *arguments))
+
+    assert said.exit_code == 2
+    assert said.stdout == ""
+    assert "\nError: " in said.stderr
