@@ -35,6 +35,7 @@ from shared.web.app import create_app
 from shared.web.door import Door
 from shared.web.health import Check, Health, Probe, Reading, Status, timed
 from shared.web.limits import Quota
+from shared.web.readers import ReadersProbe
 
 NAME = "checkout"
 
@@ -77,6 +78,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     ]
     door = Door("POST", "/v1/orders", admission)
     checks.append(Check("orders", door.probe))
+    checks.append(Check("subscriptions", ReadersProbe(db, log, relays, settings.forgotten_after_s)))
     loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     operators = [ops.router, subscriptions.router]

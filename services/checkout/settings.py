@@ -40,6 +40,9 @@ class CheckoutSettings(ServiceSettings):
     order_wait_most_s: float = Field(2.0, gt=0, le=30, description="wait for a batch behind which no order is admitted")
     partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
+    forgotten_after_s: float = Field(
+        3600.0, gt=0, description="how long a service may settle nothing while events wait, before health warns"
+    )
     source: str = Field("urn:orderstream:checkout", description="the `source` of every event")
     key_rate: float = Field(5000.0, gt=0, le=10**6, description="requests per second of a key without its own rate")
     key_burst: int = Field(10_000, ge=1, le=10**6, description="requests at once of a key without its own rate")

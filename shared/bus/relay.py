@@ -40,6 +40,7 @@ ANNOUNCE_S = 1.0
 REST_S = 0.005
 REST_PER_EVENT_S = 0.003
 LONGEST_REST_S = 0.25
+LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 
 _LOOK = text(
@@ -92,6 +93,16 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
+class Lack:
+    """The service reports `reported` although `settled` was believed before: its ledger lost rows."""
+
+    service: str
+    partition: int
+    reported: int
+    settled: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """What one pass found and did; `lost` says why the stream had to be made anew."""
 
@@ -127,7 +138,9 @@ class Relay(Loop):
         self._window = window
         self._batch = batch
         self._announced_at = 0.0
+        self._whole_at = monotonic()
         self._hinted = False
+        self.lack: Lack | None = None
 
     @override
     def wake(self) -> None:
@@ -150,6 +163,7 @@ class Relay(Loop):
                 await connection.execute(_STORE, _row(done.after))
             # While the row is locked: whoever removes the subscription waits, and what is said here is not said after.
             await self._announce(taken, anew=done.lost is not None)
+            self._compare(taken, board)
         self._report(done)
         if done.published < self._batch:
             await asyncio.sleep(rest_s(done.published))
@@ -207,8 +221,24 @@ class Relay(Loop):
             log.error("settled report refused: beyond the log", loop=self.name, reported=settled, head=taken.head)
         return known.settled
 
+    @override
+    async def finish(self) -> None:
+        # A subscription that is removed must not look as if it fell behind for ever.
+        for gauge in (metrics.CURSOR, metrics.SETTLED, metrics.LACKING):
+            gauge.remove(*self._labels)
+
+    def _compare(self, taken: Taken, board: Mapping[str, int]) -> None:
+        """Notice a service whose database was put back: it keeps reporting less than it had settled before."""
+        known = taken.subscription
+        settled = reported(board, self._partition, taken.epoch.number)
+        if settled is None or settled >= known.settled:
+            self._whole_at, self.lack = monotonic(), None
+        elif monotonic() - self._whole_at > LACKING_AFTER_S:
+            self.lack = Lack(self._service, self._partition, settled, known.settled)
+        metrics.LACKING.labels(*self._labels).set(self.lack.settled - self.lack.reported if self.lack else 0)
+
     def _report(self, done: Pass) -> None:
-        labels = (self._service, str(self._partition))
+        labels = self._labels
         if done.lost:
             metrics.REBUILDS.labels(*labels, done.lost).inc()
             log.warning("stream rebuilt", loop=self.name, reason=done.lost, **_span(done))
@@ -231,6 +261,10 @@ class Relay(Loop):
         }
         await self._streams.report(relay_board(self._service), board)
         self._announced_at = monotonic()
+
+    @property
+    def _labels(self) -> tuple[str, str]:
+        return self._service, str(self._partition)
 
     def _key(self) -> dict[str, int | str]:
         return {"service": self._service, "partition": self._partition}
@@ -293,6 +327,11 @@ class Relays(Family):
         for leftover in (relay_board(service), settled_board(service), stream):
             await self._streams.remove(leftover)
         log.info("subscription removed", service=service, partition=int(partition))
+
+    def lacking(self) -> list[Lack]:
+        """The services whose ledgers lost rows, as far as this replica's relays have noticed."""
+        relays = (loop for loops in self.children.values() for loop in loops if isinstance(loop, Relay))
+        return [relay.lack for relay in relays if relay.lack]
 
     @override
     async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:

@@ -52,6 +52,12 @@ REFUSED_SETTLED = Counter("orderstream_relay_settled_refused", "Settled reports 
 LOG_HEAD = Gauge("orderstream_log_head", "Last position of the event log", ("partition",))
 CURSOR = Gauge("orderstream_relay_cursor", "Last position published", ("service", "partition"))
 SETTLED = Gauge("orderstream_relay_settled", "Every position up to this one is dealt with", ("service", "partition"))
+LACKING = Gauge(
+    "orderstream_relay_lacking", "Events that the service had settled and now reports to lack", ("service", "partition")
+)
+SILENT = Gauge(
+    "orderstream_subscription_silent_seconds", "How long a service settled nothing although events wait", ("service",)
+)
 
 # Consumer
 DELIVERIES = Counter("orderstream_deliveries", "Deliveries by outcome", ("outcome",))

@@ -3,10 +3,11 @@
 import asyncio
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from sqlalchemy import text
 
 from shared.bus.ledger import ledger_tables
-from shared.bus.relay import Relays
+from shared.bus.relay import Lack, Relay, Relays
 from shared.bus.rewind import Span, Target, rewind
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 
@@ -207,6 +208,32 @@ async def test_a_new_service_waits_for_the_relay_instead_of_guessing_where_it_be
     await until(lambda: world_is_settled(world, 11))
 
     assert await world.effects() == (1, 1)
+
+
+async def test_a_relay_that_hears_less_than_it_knew_says_what_is_lacking_until_it_is_there(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.bus.relay.LACKING_AFTER_S", 0.2)
+    relay = world.relay()
+    world.start(relay)
+    world.start_service()
+    await world.append(*(event() for _ in range(30)))
+    await until(lambda: settled_up_to(world, 30))
+    whole = relay.lack
+
+    await forget_effects(world, "position > 20")
+    await run(world, "UPDATE progress SET settled = 20")
+    await until(lambda: is_lacking(relay, Lack(SERVICE, 0, 20, 30)))
+    await rewound(world, Target(position=20))
+    await until(lambda: is_lacking(relay, None))
+    await until(lambda: settled_up_to(world, 30))
+
+    assert whole is None
+
+
+async def is_lacking(relay: Relay, expected: Lack | None) -> bool:
+    await asyncio.sleep(0)
+    return relay.lack == expected
 
 
 async def handled(world: World, events: int) -> None:

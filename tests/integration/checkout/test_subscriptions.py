@@ -1,13 +1,26 @@
 """Who reads the log is data: services are added, removed and rewound while everything runs."""
 
 import json
+import re
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+import pytest_asyncio
 from sqlalchemy import text
 
 from tests.integration.checkout.changed_requests import post, refused
-from tests.integration.checkout.conftest import OPS_KEY, Shop
+from tests.integration.checkout.conftest import OPS_KEY, Shop, running, settings_for, until
+from tests.integration.sandboxes.programs import Payments
+
+
+@pytest_asyncio.fixture
+async def own_shop(own_database: str, redis_url: str, payments_server: Payments) -> AsyncIterator[Shop]:
+    """One that loses patience after a second."""
+    settings = settings_for(own_database, redis_url, payments_server.program.url, forgotten_after_s=1.0)
+    async with running(settings, payments_server) as made:
+        yield made
+
 
 OPERATOR = {"Authorization": f"Bearer {OPS_KEY}"}
 
@@ -116,6 +129,43 @@ async def test_the_log_is_read_page_by_page(shop: Shop) -> None:
     assert (first["has_more"], second["has_more"]) == (True, False)
     assert [item["position"] for item in one["items"]] == [head - 1]
     assert behind == {"items": [], "has_more": False}
+
+
+async def test_a_forgotten_service_is_a_warning_and_never_an_outage(own_shop: Shop) -> None:
+    await own_shop.http.post("/ops/subscriptions", json={"name": "forgotten"}, headers=OPERATOR)
+    quiet = (await own_shop.http.get("/health")).json()["checks"]["subscriptions:forgotten"]
+
+    await own_shop.order()
+    await until(lambda: warned(own_shop, "forgotten"))
+
+    health = await own_shop.http.get("/health")
+    [reading] = health.json()["checks"]["subscriptions:forgotten"]
+    assert quiet[0]["status"] == "pass"
+    assert (health.status_code, health.json()["status"]) == (200, "warn")
+    assert (await own_shop.http.get("/health/ready")).status_code == 200
+    assert re.fullmatch(
+        r"forgotten has settled nothing for 0:00:\d\d while 1 events wait: start it, or remove its subscription",
+        reading["output"],
+    )
+    assert await silent_s(own_shop, "forgotten") > 1
+
+    await own_shop.http.delete("/ops/subscriptions/forgotten", headers=OPERATOR)
+    await until(lambda: unheard_of(own_shop, "forgotten"))
+
+
+async def warned(shop: Shop, name: str) -> bool:
+    checks = (await shop.http.get("/health")).json()["checks"]
+    return bool(checks[f"subscriptions:{name}"][0]["status"] == "warn")
+
+
+async def unheard_of(shop: Shop, name: str) -> bool:
+    return f'service="{name}"' not in re.sub(".*_total.*|.*_created.*", "", (await shop.http.get("/metrics")).text)
+
+
+async def silent_s(shop: Shop, name: str) -> float:
+    shown = (await shop.http.get("/metrics")).text
+    [value] = re.findall(rf'orderstream_subscription_silent_seconds{{service="{name}"}} (.*)', shown)
+    return float(value)
 
 
 async def subscribed(shop: Shop, name: str) -> int:
