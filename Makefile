@@ -73,8 +73,13 @@ orderctl: install ## Look after a checkout's keys and subscriptions; ARGS="keys 
 	exec $(PY) -m deploy.orderctl $(ARGS)
 
 .PHONY: test
-test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
+test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on, and then nothing runs side by side
+ifdef ARGS
 	@$(PY) -m pytest $(ARGS)
+else
+	@$(PY) -m pytest --quiet --numprocesses 3 --dist loadfile --ignore tests/system
+	@$(PY) -m pytest tests/system
+endif
 
 .PHONY: bench
 bench: install ## Measure this machine (two minutes); prints a table, writes .run/bench/result.json

@@ -68,8 +68,10 @@ class Postgres:
     def program(self) -> Program:
         settings = {**SETTINGS, **({} if self.durable else FORGETFUL), "port": str(self.port)}
         arguments = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
-        # SIGINT is Postgres' fast shutdown: SIGTERM would wait for every client to leave.
-        return self._program("postgres", "-D", str(self.folder.resolve()), *arguments, stop=signal.SIGINT)
+        # SIGINT is Postgres' fast shutdown: SIGTERM would wait for every client to leave. What is thrown away anyway
+        # need not be written out for half a minute first.
+        stop = signal.SIGINT if self.durable else signal.SIGQUIT
+        return self._program("postgres", "-D", str(self.folder.resolve()), *arguments, stop=stop)
 
     async def _create(self) -> None:
         # A half-made cluster must not look like a whole one: it gets its name when it is complete.

@@ -281,7 +281,7 @@ async def test_the_ledger_shows_what_moved_and_when(subject: Subject) -> None:
     assert (seen.captured, seen.refunded) == (1999, 0)
     assert started <= seen.created <= datetime.now(UTC)
     early = subject.provider.payments(started - timedelta(hours=1), started - timedelta(minutes=1))
-    assert [one async for one in early] == []
+    assert charge.order_id not in [one.order_id async for one in early]
 
 
 @pytest.mark.parametrize("fault", [None, "reset", "wrong_amount"])
