@@ -62,7 +62,8 @@ class Payment:
 class Provider(PaymentProvider):
     """One for all processes: it outlives every one of them."""
 
-    fates: list[Fate] = field(default_factory=list)  # of the next calls; those after are answered
+    fates: list[Fate] = field(default_factory=list)  # of the calls about an order, by its number; none: answered
+    numbers: dict[str, int] = field(default_factory=dict)  # of the orders: the order in which calls come is chance
     book: dict[str, Payment] = field(default_factory=dict)
     on_the_way: list[Charge | Refund] = field(default_factory=list)
     now: datetime = datetime(2026, 1, 1, tzinfo=UTC)
@@ -90,21 +91,21 @@ class Provider(PaymentProvider):
 
     @override
     async def look_up(self, charge: Charge, reference: str | None = None) -> Outcome:
-        if self._fate() is not Fate.ANSWERED:
+        if self._fate(charge.order_id) is not Fate.ANSWERED:
             return Unknown("no answer")
         found = [one for one in self.book.values() if one.charge.order_id == charge.order_id]
         return self._of(found[0]) if found else NotExecuted("no such payment")
 
     @override
     async def cancel(self, charge: Charge, reference: str) -> Outcome:
-        fate, payment = self._fate(), self.book[reference]
+        fate, payment = self._fate(charge.order_id), self.book[reference]
         if fate in {Fate.ANSWERED, Fate.ANSWER_LOST} and payment.status == "requires_action":
             payment.status = "canceled"
         return self._of(payment) if fate is Fate.ANSWERED else Unknown(fate)
 
     @override
     async def look_up_refund(self, refund: Refund) -> RefundOutcome:
-        if self._fate() is not Fate.ANSWERED:
+        if self._fate(refund.order_id) is not Fate.ANSWERED:
             return Unknown("no answer")
         return self._refund_of_id.get(refund.refund_id) or NotExecuted("no such refund")
 
@@ -140,15 +141,15 @@ class Provider(PaymentProvider):
     async def _send(self, request: Charge | Refund) -> Fate:
         self.on_the_way.append(request)
         await reach("C3")
-        fate = self._fate()
+        fate = self._fate(request.order_id)
         if request in self.on_the_way and fate is not Fate.LATE:
             self.on_the_way.remove(request)
         elif fate is Fate.REFUSED:
             return Fate.ANSWER_LOST  # it has arrived meanwhile, so it cannot have been refused
         return fate
 
-    def _fate(self) -> Fate:
-        return self.fates.pop(0) if self.fates else Fate.ANSWERED
+    def _fate(self, order_id: str) -> Fate:
+        return self.fates[self.numbers[order_id] % len(self.fates)] if self.fates else Fate.ANSWERED
 
     def _arrive(self, request: Charge | Refund, fate: Fate) -> Payment | RefundOutcome | None:
         if fate in {Fate.LATE, Fate.VANISHED}:

@@ -10,10 +10,10 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
+import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -41,7 +41,7 @@ from shared.runtime.identifiers import new_id
 from shared.runtime.migrations import upgrade
 from tests.model.checks import always, at_rest
 from tests.model.provider import Card, Fate
-from tests.model.world import LEASE_S, RESERVATION_S, Process, World, moment
+from tests.model.world import CLOCK, LEASE_S, RESERVATION_S, Process, World, moment
 from tests.support.servers import NewDatabase
 
 MIGRATIONS = Path(checkout_app.__file__).parent / "migrations"
@@ -50,13 +50,14 @@ SEARCHED = os.environ.get("MODEL_EXAMPLES")
 EXAMPLES = int(SEARCHED or "40")
 STEPS = 30
 TENANT = "tenant"
-STOCK = 5
+PLENTY, SCARCE = 1000, 5
 
 FORGOTTEN_S = 26 * 3600.0  # by then the provider has forgotten a key, and its search has caught up
 WAITS_S = (2.0, LEASE_S + 1, RESERVATION_S + 1, 23.5 * 3600, FORGOTTEN_S)
 SHORT_S = 60.0  # no request is on its way for longer, and no process sleeps longer that still has a connection open
 
 processes = st.integers(0, 1)
+pauses = st.sampled_from([0.0, LEASE_S + 1])
 some = st.integers(0, 999)
 fates = st.sampled_from([*Fate, Fate.ANSWERED, Fate.ANSWERED])
 moments = st.none() | st.builds(
@@ -81,7 +82,7 @@ class Orders(RuleBasedStateMachine):
     @rule(process=processes, card=st.sampled_from(Card), units=st.integers(1, 3), fate=fates, at=moments | stops)
     def place(self, process: int, card: Card, units: int, fate: Fate, at: failpoints.FailPoint | None) -> None:
         lines = tuple(Wanted(sku, units) for sku in ("A", "B")[: 1 + units % 2])
-        command = _placing(f"key-{len(self.commands)}", card, lines)
+        command = self.placing(f"key-{len(self.commands)}", card, lines)
         self.commands[command.key] = command
         self.run(process, lambda one: one.checkout.place(command), [fate], at, command.key)
 
@@ -89,15 +90,17 @@ class Orders(RuleBasedStateMachine):
     @rule(process=processes, which=some, fate=fates, at=moments | stops)
     def repeat(self, process: int, which: int, fate: Fate, at: failpoints.FailPoint | None) -> None:
         first = _pick(self.commands, which)
-        command = _placing(first.key, first.payment_method, first.lines)
+        command = self.placing(first.key, first.payment_method, first.lines)
         self.run(process, lambda one: one.checkout.place(command), [fate], at, command.key)
 
-    @rule(process=processes, fate=st.lists(fates, max_size=4), at=moments)
-    def recover(self, process: int, fate: list[Fate], at: failpoints.FailPoint | None) -> None:
+    @rule(process=processes, after_s=pauses, fate=st.lists(fates, max_size=4), at=moments)
+    def recover(self, process: int, after_s: float, fate: list[Fate], at: failpoints.FailPoint | None) -> None:
+        self.await_(self.world.wait(after_s))
         self.run(process, lambda one: one.recovery.run_once(), fate, at)
 
-    @rule(process=processes, fate=st.lists(fates, max_size=3), at=moments)
-    def recover_refunds(self, process: int, fate: list[Fate], at: failpoints.FailPoint | None) -> None:
+    @rule(process=processes, after_s=pauses, fate=st.lists(fates, max_size=3), at=moments)
+    def recover_refunds(self, process: int, after_s: float, fate: list[Fate], at: failpoints.FailPoint | None) -> None:
+        self.await_(self.world.wait(after_s))
         self.run(process, lambda one: one.refund_recovery.run_once(), fate, at)
 
     @precondition(lambda self: self.commands)
@@ -118,13 +121,14 @@ class Orders(RuleBasedStateMachine):
         fate: Fate,
         at: failpoints.FailPoint | None,
     ) -> None:
-        found = self.await_(self.world.rows("SELECT id FROM orders ORDER BY id"))
+        numbers = self.world.provider.numbers
+        found = sorted((row["id"] for row in self.await_(self.world.rows("SELECT id FROM orders"))), key=numbers.get)
         if not found:
             return
-        order_id = found[which % len(found)]["id"]
+        order_id = found[which % len(found)]
         amount = None if kind is RefundKind.CANCEL else amount
         key = f"back-{len(self.given_back)}"
-        command = GiveBack(kind, order_id, TENANT, key, b"r" * 32, datetime.now(UTC), amount)
+        command = GiveBack(kind, order_id, TENANT, key, b"r" * 32, self.world.clock.now(), amount)
         self.given_back[key] = command
         self.run(process, lambda one: one.refunds.give_back(command), [fate], at, key)
 
@@ -207,6 +211,25 @@ class Orders(RuleBasedStateMachine):
         failpoints.arm([failpoints.FailPoint(at.point, at.act, hit=1)] if at else [])
         self._hear(self.await_(self.world.run(process, work, key)))
 
+    def placing(self, key: str, card: str, lines: tuple[Wanted, ...]) -> PlaceOrder:
+        """A request to place an order; the same key always comes with the same order."""
+        order_id = new_id("ord")
+        self.world.provider.numbers[order_id] = len(self.world.provider.numbers)
+        return PlaceOrder(
+            order_id=order_id,
+            tenant=TENANT,
+            key=key,
+            request_sha256=key.encode().ljust(32, b"x"),
+            currency="EUR",
+            lines=lines,
+            payment_method=card,
+            customer={"email": "ann@example.com"},
+            shipping_address=None,
+            metadata={},
+            expected_total=None,
+            at=self.world.clock.now(),
+        )
+
     def deliver_all(self) -> None:
         for request in list(self.world.provider.on_the_way):
             self.world.provider.deliver(request)
@@ -223,9 +246,10 @@ class Orders(RuleBasedStateMachine):
         world = World(self.db)
         await world.change(f"TRUNCATE {tables}")
         await world.change("UPDATE log_head SET position = 0")
+        await world.wait(0)
         await world.change(
             "INSERT INTO products (sku, name, unit_price, currency, available, received)"
-            f" VALUES ('A', 'A', 100, 'EUR', {STOCK}, {STOCK}), ('B', 'B', 10, 'EUR', {STOCK}, {STOCK})"
+            f" VALUES ('A', 'A', 100, 'EUR', {PLENTY}, {PLENTY}), ('B', 'B', 10, 'EUR', {SCARCE}, {SCARCE})"
         )
         return world
 
@@ -245,32 +269,20 @@ class Orders(RuleBasedStateMachine):
             await world.kill(process)
         for request in list(world.provider.on_the_way):
             world.provider.deliver(request)
+        await self._recover_all()
+        for first in self.commands.values():
+            command = self.placing(first.key, first.payment_method, first.lines)
+            again = await world.run(0, lambda one, c=command: one.checkout.place(c), command.key)
+            self._hear(again)
+        await self._recover_all()  # a key that was given back has made a new order just now
+
+    async def _recover_all(self) -> None:
+        world = self.world
         for seconds in (RESERVATION_S + 1, RESERVATION_S + 1, FORGOTTEN_S, RESERVATION_S + 1):
             await world.wait(seconds)
             await world.run(0, lambda one: one.recovery.run_once(), None)
             await world.run(1, self._notice, None)
             await world.run(1, lambda one: one.refund_recovery.run_once(), None)
-        for first in self.commands.values():
-            command = _placing(first.key, first.payment_method, first.lines)
-            again = await world.run(0, lambda one, c=command: one.checkout.place(c), command.key)
-            self._hear(again)
-
-
-def _placing(key: str, card: str, lines: tuple[Wanted, ...]) -> PlaceOrder:
-    return PlaceOrder(
-        order_id=new_id("ord"),
-        tenant=TENANT,
-        key=key,
-        request_sha256=key.encode().ljust(32, b"x"),
-        currency="EUR",
-        lines=lines,
-        payment_method=card,
-        customer={"email": "ann@example.com"},
-        shipping_address=None,
-        metadata={},
-        expected_total=None,
-        at=datetime.now(UTC),
-    )
 
 
 def _pick(things: dict[str, Any], which: int) -> Any:
@@ -294,6 +306,9 @@ async def _connected(url: str) -> Database:
 @pytest.fixture
 async def model_database(new_database: NewDatabase) -> str:
     url = await new_database()
+    connection = await asyncpg.connect(url)
+    await connection.execute(CLOCK)
+    await connection.close()
     await upgrade(url, MIGRATIONS)
     return url
 
