@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -37,6 +38,18 @@ def run_from_environment(metadata: Sequence[MetaData], context: Any) -> None:  #
 async def upgrade(url: str, directory: Path) -> None:
     """Bring the database to the newest revision of the history in `directory`."""
     await _with_connection(url, lambda connection: command.upgrade(configuration(directory, connection), "head"))
+
+
+async def revise(url: str, directory: Path) -> None:
+    """Write the revision that makes the declared tables of the migrated ones; whoever keeps it reads it first."""
+
+    def write(connection: Connection) -> None:
+        config = configuration(directory, connection)
+        (directory / "versions").mkdir(exist_ok=True)
+        known = sum(1 for _ in ScriptDirectory.from_config(config).walk_revisions())
+        command.revision(config, "What has changed", autogenerate=True, rev_id=f"{known + 1:04}")
+
+    await _with_connection(url, write)
 
 
 async def check(url: str, directory: Path) -> None:

@@ -1,4 +1,7 @@
-"""The process of a service: `python -m services.<name>` serves, `… migrate` upgrades its database."""
+"""The process of a service: `python -m services.<name>` serves, `… migrate` upgrades its database.
+
+`… revise` writes the next migration.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from typing_extensions import override
 from shared.runtime import failpoints, metrics, telemetry
 from shared.runtime.connection import Doorkeeper
 from shared.runtime.errors import ConfigurationError
-from shared.runtime.migrations import upgrade
+from shared.runtime.migrations import revise, upgrade
 from shared.runtime.settings import AnySettings, load, stop
 from shared.runtime.supervision import Loop, http_server, supervise
 
@@ -64,7 +67,11 @@ class Entry(Generic[AnySettings]):
     def main(self) -> None:
         """Do what the command line asks: nothing serves, a word runs that command."""
         words = sys.argv[1:]
-        commands: dict[str, Command[AnySettings]] = {"migrate": self._migrate, **self.commands}
+        commands: dict[str, Command[AnySettings]] = {
+            "migrate": self._migrate,
+            "revise": self._revise,
+            **self.commands,
+        }
         if len(words) > 1 or (words and words[0] not in commands):
             stop(f"usage: python -m services.{self.name} [{' | '.join(commands)}]")
         settings = load(self.settings)
@@ -77,6 +84,10 @@ class Entry(Generic[AnySettings]):
     async def _migrate(self, settings: AnySettings) -> None:
         url = settings.migrator_database_url or settings.database_url
         await upgrade(url.get_secret_value(), self.migrations)
+
+    async def _revise(self, settings: AnySettings) -> None:
+        url = settings.migrator_database_url or settings.database_url
+        await revise(url.get_secret_value(), self.migrations)
 
     async def _serve(self, settings: AnySettings) -> None:
         listener = listen(settings.host, settings.port, f"{self.name.upper()}_PORT")
