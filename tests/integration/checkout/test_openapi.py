@@ -69,6 +69,10 @@ def what_the_shop_has(document: Document) -> Document:
     models["LineIn"]["properties"]["quantity"]["maximum"] = 900  # the provider takes eight digits
     models["LineIn"]["properties"]["sku"] = {"enum": [f"SKU-{n:04}" for n in range(1, 1001)]}
     models["CustomerIn"]["properties"]["email"]["pattern"] = "^[a-z]{1,20}@[a-z]{1,20}[.]com$"
+    rewind = models["RewindIn"]
+    rewind["required"] = ["position"]  # or else a time, but never both
+    rewind["properties"]["position"] = {"type": "integer", "minimum": 0, "maximum": 1000}
+    del rewind["properties"]["time"]
     listing = known["paths"]["/v1/orders"]["get"]["parameters"]
     [after] = [one for one in listing if one["name"] == "starting_after"]
     after["schema"] = {"type": "string", "pattern": "^ord_[0-9a-hjkmnp-tv-z]{26}$"}
