@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 Execute = Callable[[AsyncConnection, Sequence[Command]], Awaitable[Sequence[Result]]]
 Recall = Callable[[AsyncConnection, Command], Awaitable[Result | None]]
 
-MAX_BATCH = 256
+MAX_BATCH = 64  # the answers of a batch leave in one turn of the event loop: others wait for so long
 
 
 class NotAtOnce(OrderstreamError):
