@@ -5,11 +5,13 @@ step before the program starts. USER is `-`, or whom to become first; SHARE is `
 a program that takes what is left of the processors. It is run by its path alone.
 """
 
+import contextlib
 import ctypes
 import os
 import pwd
 import signal
 import sys
+from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
 
@@ -34,6 +36,10 @@ def _step_back() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     else:
         os.nice(10)
+    # Where every session has a group of its own (sched_autogroup), policies count inside that group only, and between
+    # groups it is the group's niceness that does: https://man7.org/linux/man-pages/man7/sched.7.html
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text("19")
 
 
 def _become(user: pwd.struct_passwd) -> None:
