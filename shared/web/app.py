@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.responses import PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
+from typing_extensions import override
 
 from shared.web import docs, health, problems
 from shared.web.direct import Direct, Handler
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from fastapi.telemetry import TelemetryConfig
+    from starlette.types import ASGIApp
 
     from shared.runtime.settings import ServiceSettings
     from shared.web.auth import KeyStore
@@ -46,7 +49,9 @@ def create_app(
     `direct` maps endpoints that are called all the time to what stands for them (see `shared.web.direct`).
     The `door` stands in front of one route.
     """
-    app = FastAPI(
+    shortcuts: dict[tuple[str, str], Direct] = {}
+    app = _Application(
+        lambda inner: Edge(inner, trusted_hosts=settings.trusted_hosts, direct=shortcuts, door=door),
         title=f"Orderstream {service}",
         description=description,
         version="1",
@@ -59,8 +64,6 @@ def create_app(
     app.state.keys = keys
     app.state.limits = Limits()
     problems.install(app)
-    shortcuts: dict[tuple[str, str], Direct] = {}
-    app.add_middleware(Edge, trusted_hosts=settings.trusted_hosts, direct=shortcuts, door=door)
     for router in [*routers, _own_routes(health), *([docs.router(app)] if settings.docs_enabled else [])]:
         _adopt(app, router)
     for route in (one for one in app.router.routes if isinstance(one, APIRoute)):
@@ -70,6 +73,20 @@ def create_app(
             )
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return app
+
+
+class _Application(FastAPI):
+    """FastAPI with our layer around everything of its own, which a direct route then does not pass through."""
+
+    def __init__(self, around: Callable[[ASGIApp], Edge], **options: Any) -> None:  # noqa: ANN401 - FastAPI's own
+        super().__init__(**options)
+        self._around = around
+
+    @override
+    def build_middleware_stack(self) -> ASGIApp:
+        inner = super().build_middleware_stack()
+        # Ours is the last resort: Starlette's would answer in plain text before we see the error.
+        return self._around(inner.app if isinstance(inner, ServerErrorMiddleware) else inner)
 
 
 def _adopt(app: FastAPI, router: APIRouter) -> None:

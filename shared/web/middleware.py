@@ -132,7 +132,7 @@ class Edge:
         try:
             self._hosts.check(head.get(b"host"), scope["path"])
             _refuse_nul(scope)
-            body = await self._body(head, receive) if head.has_body else b""
+            body = await self._body(scope, head, receive) if head.has_body else b""
             self._admit(scope)  # a body that drips must not take up room
             direct = self._direct.get((scope["method"], scope["path"]))
             if direct is not None:
@@ -154,12 +154,14 @@ class Edge:
         self._door.admit()
         scope[ADMITTED] = True
 
-    async def _body(self, head: _Head, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, head: _Head, receive: Receive) -> bytes:
         refused = self._refusal(head)
         if refused is not None:
             if not head.keeps_body_back:
                 await self._discard(receive)
             raise refused
+        if ADMITTED in scope:  # it has come in by the door already, so it is complete
+            return await self._receive_all(receive)
         try:
             async with asyncio.timeout(self._body_deadline_s):
                 return await self._receive_all(receive)
