@@ -10,9 +10,9 @@ from tests.model.provider import Payment
 from tests.model.world import World
 from tests.support.invariants import CHECKOUT
 
-OPEN = {"pending", "payment_unknown", "requires_action"}
+UNPAID = {"failed", "expired"}
 PAID = {"completed", "cancelled"}
-FINAL = {201, 402, 409, 200}
+FINAL = {200, 201, 402, 409, 422}
 
 # Not what needs somebody to act in time: whole days pass in which no process lives.
 ALWAYS = {rule: query for rule, query in CHECKOUT.items() if not rule.startswith(("I22", "reservation_overdue"))}
@@ -39,9 +39,10 @@ async def always(world: World, told: Mapping[str, Sequence[Answer]]) -> list[str
     return found
 
 
-async def at_rest(world: World) -> list[str]:
+async def at_rest(world: World, told: Mapping[str, Sequence[Answer]]) -> list[str]:
     """Everything that does not hold although all faults are over."""
-    found = [f"{rule}: {row}" for rule, query in CHECKOUT.items() for row in await world.rows(query)]
+    found = [f"I5 {key} is stuck: {answers[-1]}" for key, answers in told.items() if _keeps_waiting(answers[-1])]
+    found += [f"{rule}: {row}" for rule, query in CHECKOUT.items() for row in await world.rows(query)]
     orders = {row["id"]: row for row in await world.rows("SELECT * FROM orders")}
     balance: Counter[str] = Counter()
     for payment in world.provider.book.values():
@@ -64,6 +65,8 @@ def _money(orders: Mapping[str, Mapping[str, Any]], payments: Any) -> list[str]:
     found += [f"I2 captured twice: {order_id}" for order_id, some in captures.items() if len(some) > 1]
     found += [f"I3 captured without an order: {order_id}" for order_id in captures.keys() - orders.keys()]
     for order_id, order in orders.items():
+        if order["status"] in UNPAID and any(not one.late for one in captures.get(order_id, [])):
+            found.append(f"I2 {order['status']} although captured: {order_id}")
         if order["status"] in PAID and order_id not in captures:
             found.append(f"I2 {order['status']} without a capture: {order_id}")
         if order["status"] in PAID and captures.get(order_id) and captures[order_id][0].captured != order["total"]:
@@ -71,6 +74,10 @@ def _money(orders: Mapping[str, Mapping[str, Any]], payments: Any) -> list[str]:
         if order["refunded_total"] > sum(one.refunded for one in captures.get(order_id, [])):
             found.append(f"I2 a refund that did not take place: {order_id}")
     return found
+
+
+def _keeps_waiting(answer: Answer) -> bool:
+    return answer.status in {202, 503} or json.loads(answer.body).get("code") == "idempotency_key_in_use"
 
 
 def _answers(key: str, answers: Sequence[Answer], orders: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -56,6 +56,7 @@ class Payment:
     status: str
     captured: int = 0
     refunded: int = 0
+    late: bool = False  # captured after the provider had said that it never would be
 
 
 @dataclass

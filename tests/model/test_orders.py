@@ -10,6 +10,7 @@ import asyncio
 import os
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,7 +22,6 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
@@ -63,11 +63,19 @@ fates = st.sampled_from([*Fate, Fate.ANSWERED, Fate.ANSWERED])
 moments = st.none() | st.builds(
     moment, st.sampled_from(["C1", "C2", "C3", "C4", "C5", "C6"]), st.sampled_from(["dies", "breaks"])
 )
+SLEPT_AT = [moment(point, "stands") for point in ("C2", "C3", "C4")]
+OTHER_DIED_AT = [None, *(moment(point, "dies") for point in ("C1", "C3", "C4", "C5", "C6"))]
+OTHERS_FATES = [Fate.ANSWERED, Fate.ANSWER_LOST]
+SLEEPERS_FATES = [Fate.ANSWERED, Fate.REFUSED, Fate.VANISHED]
+kinds = st.sampled_from([RefundKind.REFUND, RefundKind.CANCEL])
 stops = st.builds(moment, st.sampled_from(["C2", "C3", "C4"]), st.just("stands"))
 
 
 class Orders(RuleBasedStateMachine):
-    """Clients, two processes, a provider, customers and time."""
+    """Clients, two processes, a provider, customers and time.
+
+    No rule has a precondition: which rules can be chosen must not depend on how quick the database was.
+    """
 
     loop: ClassVar[asyncio.AbstractEventLoop]
     db: ClassVar[Database]
@@ -86,9 +94,10 @@ class Orders(RuleBasedStateMachine):
         self.commands[command.key] = command
         self.run(process, lambda one: one.checkout.place(command), [fate], at, command.key)
 
-    @precondition(lambda self: self.commands)
     @rule(process=processes, which=some, fate=fates, at=moments | stops)
     def repeat(self, process: int, which: int, fate: Fate, at: failpoints.FailPoint | None) -> None:
+        if not self.commands:
+            return
         first = _pick(self.commands, which)
         command = self.placing(first.key, first.payment_method, first.lines)
         self.run(process, lambda one: one.checkout.place(command), [fate], at, command.key)
@@ -103,12 +112,11 @@ class Orders(RuleBasedStateMachine):
         self.await_(self.world.wait(after_s))
         self.run(process, lambda one: one.refund_recovery.run_once(), fate, at)
 
-    @precondition(lambda self: self.commands)
     @rule(
         process=processes,
         which=some,
         amount=st.none() | st.integers(1, 300),
-        kind=st.sampled_from([RefundKind.REFUND, RefundKind.CANCEL]),
+        kind=kinds,
         fate=fates,
         at=moments | stops,
     )
@@ -121,8 +129,7 @@ class Orders(RuleBasedStateMachine):
         fate: Fate,
         at: failpoints.FailPoint | None,
     ) -> None:
-        numbers = self.world.provider.numbers
-        found = sorted((row["id"] for row in self.await_(self.world.rows("SELECT id FROM orders"))), key=numbers.get)
+        found = self._orders("completed") or self._orders("%")
         if not found:
             return
         order_id = found[which % len(found)]
@@ -132,15 +139,47 @@ class Orders(RuleBasedStateMachine):
         self.given_back[key] = command
         self.run(process, lambda one: one.refunds.give_back(command), [fate], at, key)
 
-    @precondition(lambda self: self.given_back)
     @rule(process=processes, which=some, fate=fates, at=moments)
     def repeat_giving_back(self, process: int, which: int, fate: Fate, at: failpoints.FailPoint | None) -> None:
+        if not self.given_back:
+            return
         command = _pick(self.given_back, which)
         self.run(process, lambda one: one.refunds.give_back(command), [fate], at, command.key)
 
-    @precondition(lambda self: self.world.standing)
+    @rule(process=processes, card=st.sampled_from(Card), stop=stops, others=fates, at=moments, late=fates)
+    def sleep_through_the_lease(
+        self,
+        process: int,
+        card: Card,
+        stop: failpoints.FailPoint,
+        others: Fate,
+        at: failpoints.FailPoint | None,
+        late: Fate,
+    ) -> None:
+        """Chance alone would seldom put these three together."""
+        self.place(process, card, 2, Fate.ANSWERED, stop)
+        self.recover(1 - process, LEASE_S + 1, [others], at)
+        self.go_on(-1, late)
+
+    @rule(process=processes, which=some, kind=kinds, stop=stops, others=fates, at=moments, late=fates)
+    def sleep_through_the_lease_of_a_refund(
+        self,
+        process: int,
+        which: int,
+        kind: RefundKind,
+        stop: failpoints.FailPoint,
+        others: Fate,
+        at: failpoints.FailPoint | None,
+        late: Fate,
+    ) -> None:
+        self.give_back(process, which, 1, kind, Fate.ANSWERED, stop)
+        self.recover_refunds(1 - process, LEASE_S + 1, [others], at)
+        self.go_on(-1, late)
+
     @rule(which=some, fate=fates)
     def go_on(self, which: int, fate: Fate) -> None:
+        if not self.world.standing:
+            return
         operation = self.world.standing[which % len(self.world.standing)]
         self.world.provider.fates = [fate]
         self.await_(self.world.go_on(operation))
@@ -158,26 +197,25 @@ class Orders(RuleBasedStateMachine):
             self.deliver_all()
         self.await_(self.world.wait(seconds))
 
-    @precondition(lambda self: self.world.provider.on_the_way)
     @rule(which=some)
     def deliver(self, which: int) -> None:
-        waiting = self.world.provider.on_the_way
-        self.world.provider.deliver(waiting[which % len(waiting)])
+        if waiting := self.world.provider.on_the_way:
+            self.world.provider.deliver(waiting[which % len(waiting)])
 
-    @precondition(lambda self: any(one.status == "requires_action" for one in self.world.provider.book.values()))
     @rule(which=some, agrees=st.booleans())
     def customer_acts(self, which: int, agrees: bool) -> None:
         waiting = [one for one in self.world.provider.book.values() if one.status == "requires_action"]
-        payment = waiting[which % len(waiting)]
-        payment.status, payment.captured = ("succeeded", payment.charge.amount) if agrees else ("declined", 0)
+        if waiting:
+            payment = waiting[which % len(waiting)]
+            payment.status, payment.captured = ("succeeded", payment.charge.amount) if agrees else ("declined", 0)
 
-    @precondition(lambda self: any(one.status == "declined" for one in self.world.provider.book.values()))
     @rule(which=some)
     def provider_changes_its_mind(self, which: int) -> None:
         """It must not, and some day it will: a declined payment is captured after all."""
         declined = [one for one in self.world.provider.book.values() if one.status == "declined"]
-        payment = declined[which % len(declined)]
-        payment.status, payment.captured = "succeeded", payment.charge.amount
+        if declined:
+            payment = declined[which % len(declined)]
+            payment.status, payment.captured, payment.late = "succeeded", payment.charge.amount, True
 
     @rule(process=processes, at=moments)
     def notice_late_payments(self, process: int, at: failpoints.FailPoint | None) -> None:
@@ -194,8 +232,11 @@ class Orders(RuleBasedStateMachine):
             return
         try:
             self.await_(self._come_to_rest())
+            for payment in self.world.provider.book.values():
+                if payment.status == "requires_action":  # the customer comes back when nobody waits any more
+                    payment.status, payment.captured = "succeeded", payment.charge.amount
             assert self.await_(always(self.world, self.told)) == []
-            assert self.await_(at_rest(self.world)) == []
+            assert self.await_(at_rest(self.world, self.told)) == []
         finally:
             self.await_(self.world.close())
 
@@ -241,6 +282,11 @@ class Orders(RuleBasedStateMachine):
         if operation.task.done() and (answer := operation.answer) and operation.key:
             self.told[operation.key].append(answer)
 
+    def _orders(self, status: str) -> list[str]:
+        numbers = self.world.provider.numbers
+        found = self.await_(self.world.rows(f"SELECT id FROM orders WHERE status LIKE '{status}'"))
+        return sorted((row["id"] for row in found), key=numbers.__getitem__)
+
     async def _open(self) -> World:
         tables = "orders, order_lines, payments, order_transitions, refunds, idempotency_keys, event_log, products"
         world = World(self.db)
@@ -270,11 +316,16 @@ class Orders(RuleBasedStateMachine):
         for request in list(world.provider.on_the_way):
             world.provider.deliver(request)
         await self._recover_all()
+        await self._ask_again()
+        await self._recover_all()  # a key that was given back has made a new order just now
+        await self._ask_again()
+
+    async def _ask_again(self) -> None:
         for first in self.commands.values():
             command = self.placing(first.key, first.payment_method, first.lines)
-            again = await world.run(0, lambda one, c=command: one.checkout.place(c), command.key)
-            self._hear(again)
-        await self._recover_all()  # a key that was given back has made a new order just now
+            self._hear(await self.world.run(0, lambda one, c=command: one.checkout.place(c), command.key))
+        for again in self.given_back.values():
+            self._hear(await self.world.run(0, lambda one, c=again: one.refunds.give_back(c), again.key))
 
     async def _recover_all(self) -> None:
         world = self.world
@@ -287,6 +338,19 @@ class Orders(RuleBasedStateMachine):
 
 def _pick(things: dict[str, Any], which: int) -> Any:
     return list(things.values())[which % len(things)]
+
+
+def test_whoever_sleeps_through_a_lease_does_no_harm_whatever_the_others_did_meanwhile(machine: type[Orders]) -> None:
+    """What chance would seldom put together, in every combination."""
+    shop = machine()
+    shop.open_shop()
+
+    for stop, others, at, late in product(SLEPT_AT, OTHERS_FATES, OTHER_DIED_AT, SLEEPERS_FATES):
+        shop.sleep_through_the_lease(0, Card.GOOD, stop, others, at, late)
+        shop.sleep_through_the_lease_of_a_refund(0, -1, RefundKind.REFUND, stop, others, at, late)
+    shop.nothing_is_wrong()
+
+    shop.teardown()
 
 
 @pytest.fixture
