@@ -39,7 +39,7 @@ def _step_back() -> None:
     # Where every session has a group of its own (sched_autogroup), policies count inside that group only, and between
     # groups it is the group's niceness that does: https://man7.org/linux/man-pages/man7/sched.7.html
     with contextlib.suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19")
+        Path("/proc/self/autogroup").write_text("10")
 
 
 def _become(user: pwd.struct_passwd) -> None:
