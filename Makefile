@@ -77,8 +77,8 @@ test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
 ifdef ARGS
 	@$(PY) -m pytest $(ARGS)
 else
-	@$(PY) -m pytest --quiet --numprocesses 3 --dist loadfile --ignore tests/system
-	@$(PY) -m pytest tests/system
+	@$(PY) -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone"
+	@$(PY) -m pytest -m alone
 endif
 
 .PHONY: bench
