@@ -4,7 +4,6 @@ OrderstreamError
 ├── ConfigurationError   a setting is missing or wrong: the process stops with one line
 ├── DeadEvent            this event can never be handled: no retry
 ├── Outage               a dependency of the handler is down: pause, spend no attempt
-├── LeaseLost            somebody else took this work over: drop the result
 └── CommitUnknown        the answer to COMMIT was lost and reading back did not settle it
 """
 
@@ -32,10 +31,6 @@ class DeadEvent(OrderstreamError):
 
 class Outage(OrderstreamError):
     """Raised by a handler whose dependency is down; consuming pauses and no attempt is spent."""
-
-
-class LeaseLost(OrderstreamError):
-    """The row was taken over by somebody else while this process worked on it."""
 
 
 class CommitUnknown(OrderstreamError):

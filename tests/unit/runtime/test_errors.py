@@ -22,7 +22,6 @@ from shared.runtime.errors import (
     Action,
     CommitUnknown,
     DeadEvent,
-    LeaseLost,
     Outage,
     classify,
     is_infrastructure,
@@ -138,7 +137,6 @@ def test_a_redis_reply_that_nobody_foresaw_is_unknown(reply: str) -> None:
         (KeyError("a bug"), Action.UNKNOWN),
         (DeadEvent("can never work"), Action.UNKNOWN),
         (Outage("mail server"), Action.UNKNOWN),
-        (LeaseLost("gone"), Action.UNKNOWN),
     ],
     ids=repr,
 )
