@@ -58,14 +58,20 @@ class Admission:
 
     def enter(self) -> bool:
         """Whether one more may come in; who does must `leave`."""
+        if self.turns_away():
+            return False
+        self.in_flight += 1
+        return True
+
+    def turns_away(self) -> bool:
+        """Whether one that is here now may not come in; it is counted then."""
         objection = self._objection()
         if objection is None:
-            self.in_flight += 1
-            return True
+            return False
         self._was_full = self._was_full or objection is Objection.LIMIT
         self.refused_at = self._now()
         self._count[objection]()
-        return False
+        return True
 
     def leave(self) -> None:
         """One that came in is done."""
@@ -81,6 +87,11 @@ class Admission:
         finally:
             del self._waiting[mark]
             self._waited(self._now() - began)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nobody may come in just now."""
+        return self._objection() is not None
 
     @property
     def oldest_wait_s(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from typing_extensions import override
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from shared.runtime import metrics
+from shared.runtime.plain_request import PlainRequest
 
 HEAD_DEADLINE_S = 10.0
 HEAD_LIMIT_BYTES = 16 * 1024  # many times what browsers, proxies and tracing add up to
@@ -25,6 +25,20 @@ ADMITTED = "orderstream_admitted"  # in the scope of a request that came in by t
 class Doorkeeper(Protocol):
     """Decides about whole requests before anything else is spent on them."""
 
+    @property
+    def first_line(self) -> bytes:
+        """How a request that has to ask begins."""
+        ...
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether nobody may come in just now."""
+        ...
+
+    def turns_away(self) -> bool:
+        """Whether one that is here now may not come in; it is counted then."""
+        ...
+
     def guards(self, method: bytes, target: bytes) -> bool:
         """Whether such a request has to ask."""
         ...
@@ -33,8 +47,8 @@ class Doorkeeper(Protocol):
         """Whether one more may come in; the application lets go of it in the end."""
         ...
 
-    def refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """The whole response for one that may not."""
+    def refusal(self, request_id: bytes | None) -> bytes:
+        """The whole response for one that may not; `request_id` is the one that it brought."""
         ...
 
 
@@ -82,6 +96,10 @@ class Connection(HttpToolsProtocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        if self._door is None or not self._sends_away(self._door, data):
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         self._head_bytes += len(data)
         self._turned_away = False
         self._unset_keepalive_if_required()
@@ -172,12 +190,31 @@ class Connection(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._at_door, self._brought = False, b""
-        self._unset_keepalive_if_required()
-        self.transport.write(self._door.refusal(self.headers))
+        self._turned_away = True
+        sent = next((value for name, value in self.headers if name == b"x-request-id"), None)
+        self._answer_at_door(self._door, sent)
         if self.parser.get_http_version() == "1.0" or not self.parser.should_keep_alive():
             self.transport.close()
-            return
-        self._turned_away = True
+
+    def _sends_away(self, door: Doorkeeper, data: bytes) -> bool:
+        """Answer a request unread when nobody may come in: most of what a refusal costs is the reading.
+
+        Only a whole and plain request, and only between two others, so that the parser need never know of it.
+        """
+        if self._serving or self._in_head or self.transport.is_closing() or self.flow.write_paused or not door.is_shut:
+            return False
+        request = PlainRequest.found_in(data, door.first_line)
+        if request is None or request.head_bytes > HEAD_LIMIT_BYTES or request.headers > MOST_HEADERS:
+            return False
+        if not door.turns_away():
+            return False
+        self._disarm()
+        self._answer_at_door(door, request.request_id)
+        return True
+
+    def _answer_at_door(self, door: Doorkeeper, request_id: bytes | None) -> None:
+        self._unset_keepalive_if_required()
+        self.transport.write(door.refusal(request_id))
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
 
     def _let_in(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from typing_extensions import override
@@ -32,10 +32,25 @@ class Door(Doorkeeper):
         """`path` is a route's without parameters."""
         self._method, self._path = method, path
         self._method_bytes, self._path_bytes = method.encode(), path.encode()
+        self._first_line = f"{method} {path} HTTP/1.1\r\n".encode()
         self._admission = admission
         self._answers = [_answer(seconds) for seconds in RETRY_AFTER_S]
         self._turn = 0
         self._counted = metrics.HTTP_REQUESTS.labels(method, path, "503").inc
+
+    @property
+    @override
+    def first_line(self) -> bytes:
+        return self._first_line
+
+    @property
+    @override
+    def is_shut(self) -> bool:
+        return self._admission.is_shut
+
+    @override
+    def turns_away(self) -> bool:
+        return self._admission.turns_away()
 
     @override
     def guards(self, method: bytes, target: bytes) -> bool:
@@ -46,13 +61,12 @@ class Door(Doorkeeper):
         return self._admission.enter()
 
     @override
-    def refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def refusal(self, request_id: bytes | None) -> bytes:
         self._counted()
-        sent = next((value for name, value in headers if name == b"x-request-id"), None)
-        request_id = context.accept_request_id(sent).encode()
+        accepted = context.accept_request_id(request_id).encode()
         head, body = self._answers[self._next_turn()]
-        body = body.replace(_REQUEST_ID.encode(), request_id)
-        return head % (len(body), request_id) + body
+        body = body.replace(_REQUEST_ID.encode(), accepted)
+        return head % (len(body), accepted) + body
 
     def leads_to(self, method: str, path: str) -> bool:
         """The same as `guards`, of a request that the server has taken in already."""

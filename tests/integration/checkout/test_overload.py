@@ -154,6 +154,30 @@ async def test_a_request_that_comes_in_pieces_or_behind_another_is_turned_away_l
     assert in_pieces.problem == second.problem == asked.problem == (503, "overloaded")
 
 
+@pytest.mark.usefixtures("full")
+async def test_a_refusal_is_the_same_whether_or_not_the_request_had_to_be_read(checkout: Program) -> None:
+    async with clients(checkout.url, 2) as [plain, odd]:
+        unread = await plain.ask(order("X-Request-Id: tell-me-apart"))
+        await odd.send(order("x-request-ID:tell-me-apart")[:-1])
+        await asyncio.sleep(0.05)
+        read = await odd.ask(ORDER[-1:])
+
+    assert unread.problem == read.problem == (503, "overloaded")
+    assert unread.headers["x-request-id"] == read.headers["x-request-id"] == "tell-me-apart"
+    assert unread.headers.keys() == read.headers.keys()
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize(
+    "header", ["Content-Length: 3", "Transfer-Encoding: chunked", "Bad Name: x", "Folded: a\r\n b"]
+)
+async def test_nonsense_is_called_nonsense_even_when_there_is_no_room(checkout: Program, header: str) -> None:
+    async with clients(checkout.url, 1) as [client]:
+        answer = await client.ask(order(header))
+
+    assert answer.problem == (400, "malformed_http")
+
+
 async def test_a_body_that_does_not_arrive_takes_up_no_room(checkout: Program, http: httpx.AsyncClient) -> None:
     async with clients(checkout.url, 3 * LIMIT) as slow:
         for client in slow:
