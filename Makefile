@@ -82,7 +82,7 @@ else
 endif
 
 .PHONY: bench
-bench: install ## Measure this machine (two minutes); prints a table, writes .run/bench/result.json
+bench: install ## Measure this machine (two and a half minutes); prints a table, writes .run/bench/result.json
 	@$(PY) -m tests.bench $(ARGS)
 
 .PHONY: check
