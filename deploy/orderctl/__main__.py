@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from deploy.orderctl import keys, subscriptions
+from deploy.orderctl import keys, partitions, subscriptions
 from deploy.orderctl.operations import Refused, Unavailable
 from services.checkout.commands.keys import KeyRefused
 from shared.runtime.errors import is_infrastructure
@@ -16,13 +16,14 @@ EX_UNAVAILABLE = 69  # sysexits.h: the database, or checkout itself, cannot be u
 
 orderctl = typer.Typer(
     name="orderctl",
-    help="Looks after checkout. keys needs CHECKOUT_DATABASE_URL, subscriptions need CHECKOUT_URL and OPS_KEY.",
+    help="Looks after checkout. keys needs CHECKOUT_DATABASE_URL, everything else CHECKOUT_URL and OPS_KEY.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # whoever mistypes an option gets a line, not a box
 )
 orderctl.add_typer(keys.commands, name="keys")
+orderctl.command(name="partitions")(partitions.partitions)
 orderctl.add_typer(subscriptions.commands, name="subscriptions")
 
 

@@ -19,7 +19,7 @@ from services.checkout.commands.webhooks import Webhooks
 from services.checkout.payments.breaker import Breaker, State
 from services.checkout.payments.guard import GuardedProvider, Lane
 from services.checkout.payments.stripe import StripeProvider
-from services.checkout.routes import catalogue, ops, orders, refunds, subscriptions
+from services.checkout.routes import catalogue, ops, orders, partitions, refunds, subscriptions
 from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
@@ -50,8 +50,8 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     clock = SystemClock()
     breaker = Breaker(clock.monotonic)
     lanes = {lane.name: GuardedProvider(provider, breaker, lane, clock) for lane in payment_lanes(settings)}
-    log = EventLog(settings.partitions)
-    relays = Relays(db, log, streams, settings.window)
+    log = EventLog()
+    relays = Relays(db, log, streams, settings.window, settings.partitions)
     work = Batches(log, settings.source, settings.lease_s, settings.reservation_s)
     batches: GroupCommit[Command, Result] = GroupCommit(
         "orders", db, work.execute, work.recall, at_once=work.at_once, after_commit=relays.wake_children
@@ -81,7 +81,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     checks.append(Check("subscriptions", ReadersProbe(db, log, relays, settings.forgotten_after_s)))
     loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
-    operators = [ops.router, subscriptions.router]
+    operators = [ops.router, partitions.router, subscriptions.router]
     app = create_app(
         service=NAME,
         settings=settings,

@@ -38,7 +38,7 @@ class CheckoutSettings(ServiceSettings):
         0.05, gt=0, le=10, description="wait for a batch above which fewer orders are admitted"
     )
     order_wait_most_s: float = Field(2.0, gt=0, le=30, description="wait for a batch behind which no order is admitted")
-    partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log; may only be raised")
+    partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log at the least; never fewer again")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
     forgotten_after_s: float = Field(
         3600.0, gt=0, description="how long a service may settle nothing while events wait, before health warns"

@@ -28,13 +28,14 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import UUID
+from sqlalchemy.dialects.postgresql import ARRAY, UUID
 
+from shared.bus import slices
 from shared.contracts.envelope import Envelope, encode
 from shared.runtime.statements import Part, Write, together
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy import ColumnElement
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -46,6 +47,7 @@ log_head = Table(
     log_tables,
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
+    Column("dropped", BigInteger, nullable=False, server_default="0", comment="up to here the log holds nothing more"),
     CheckConstraint("position >= 0", name="log_head_position_not_negative"),
 )
 
@@ -60,6 +62,7 @@ event_log = Table(
     Column("event", Text, nullable=False),
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Index("event_log_subject", "subject"),
+    **slices.log_by_position(),
 )
 
 subscriptions = Table(
@@ -94,15 +97,34 @@ _READ = text(
     """
 )
 
-# Every service that is subscribed gets the new partition from its beginning, so nobody misses its first event.
-_OPEN_PARTITION = text(
+# Opening a partition and subscribing a service each read what the other one writes: one at a time, or a new service may
+# lack a new partition for ever.
+_ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('subscriptions'))")
+
+# Every service that is subscribed gets the new partitions from their beginning, so nobody misses their first event.
+_OPEN = text(
+    f"""
+    WITH heads AS (
+        INSERT INTO log_head (partition, position) SELECT partition, 0 FROM generate_series(0, :last) AS partition
+        ON CONFLICT DO NOTHING RETURNING partition
+    ), subscribed AS (
+        INSERT INTO subscriptions (service, partition, cursor, settled, epoch)
+        SELECT service, partition, 0, 0, {NEXT_EPOCH.format(epoch=0)}
+        FROM (SELECT DISTINCT service FROM subscriptions) AS services CROSS JOIN heads
+    )
+    SELECT count(*) FROM heads
+    """  # noqa: S608 - an expression of our own
+).bindparams(bindparam("last", type_=Integer))
+
+_OPENED = text("SELECT max(partition) + 1 FROM log_head")
+
+# Where an order's events are: its newest one says so.
+_HOMES = text(
     """
-    WITH head AS (INSERT INTO log_head (partition, position) VALUES (:partition, 0) ON CONFLICT DO NOTHING)
-    INSERT INTO subscriptions (service, partition, cursor, settled)
-    SELECT DISTINCT service, CAST(:partition AS integer), 0, 0 FROM subscriptions
-    ON CONFLICT DO NOTHING
+    SELECT DISTINCT ON (subject) subject, partition FROM event_log WHERE subject = ANY(:subjects)
+    ORDER BY subject, created_at DESC
     """
-).bindparams(bindparam("partition", type_=Integer))
+).bindparams(bindparam("subjects", type_=ARRAY(Text)))
 
 # From the beginning of what the log still holds; `now` starts behind the last position instead.
 _SUBSCRIBE = text(
@@ -210,24 +232,41 @@ class EventLog:
     """Reads and appends. Every method works inside the caller's transaction."""
 
     def __init__(self, partitions: int = 1) -> None:
-        """`partitions` may be raised at any time; an order's partition follows from its id."""
+        """`partitions` is how many new orders are spread over; whoever follows the database raises it."""
         self.partitions = partitions
 
     def partition_of(self, subject: str) -> int:
-        """The partition of an order's events."""
+        """The partition of a new order's events."""
         return crc32(subject.encode()) % self.partitions
 
     async def append(self, connection: AsyncConnection, events: Sequence[Envelope]) -> None:
-        """Append in the given order. Must be the last statement of the transaction."""
-        for partition, its_events in self.by_partition(events):
+        """Append in the given order. Must be the last statement of the transaction.
+
+        An order stays in the partition of its first event, whatever their number is by now.
+        """
+        homes = await self._homes(connection, [event.subject for event in events if event.orderversion > 1])
+        for partition, its_events in self.by_partition(events, homes):
             await self._append_to(connection, partition, its_events)
 
-    def by_partition(self, events: Sequence[Envelope]) -> list[tuple[int, list[Envelope]]]:
-        """The events of each partition, in the order in which everybody appends: two appenders cannot deadlock."""
+    def by_partition(
+        self, events: Sequence[Envelope], homes: Mapping[str, int] | None = None
+    ) -> list[tuple[int, list[Envelope]]]:
+        """The events of each partition, in the order in which everybody appends: two appenders cannot deadlock.
+
+        `homes` says where orders are that are in the log already.
+        """
+        known = homes or {}
         found: defaultdict[int, list[Envelope]] = defaultdict(list)
         for event in events:
-            found[self.partition_of(event.subject)].append(event)
+            home = known.get(event.subject)
+            found[self.partition_of(event.subject) if home is None else home].append(event)
         return sorted(found.items())
+
+    async def _homes(self, connection: AsyncConnection, subjects: Sequence[str]) -> dict[str, int]:
+        if not subjects:
+            return {}
+        rows = await connection.execute(_HOMES, {"subjects": [*subjects]})
+        return {row.subject: row.partition for row in rows}
 
     async def _append_to(self, connection: AsyncConnection, partition: int, events: Sequence[Envelope]) -> None:
         append = self.appending(partition, events)
@@ -235,14 +274,14 @@ class EventLog:
         parts = tuple(write.part for write in append)
         statement = together(parts, f"SELECT count(*) FROM {parts[-1].name}")  # noqa: S608 - a name of our own
         if not (await connection.execute(statement, values)).scalar_one():
-            # The first event of a partition that the settings have only just added.
-            await connection.execute(_OPEN_PARTITION, {"partition": partition})
+            # The database was put back to a time when there were fewer.
+            await self.open(connection, partition + 1)
             await connection.execute(statement, values)
 
     def appending(self, partition: int, events: Sequence[Envelope]) -> tuple[Write, Write]:
         """The writes that append events of one partition, to share a round trip with others; both return their rows.
 
-        The second returns nothing when the partition has not been opened yet, which `append` would do.
+        The second returns nothing when the partition is not there, which `append` would open.
         """
         head, entries = _append(partition)
         return (
@@ -266,13 +305,24 @@ class EventLog:
         row = (await connection.execute(head)).one_or_none()
         return row.position if row else 0
 
+    async def opened(self, connection: AsyncConnection) -> int:
+        """How many partitions there are."""
+        return int((await connection.execute(_OPENED)).scalar_one() or 1)
+
+    async def open(self, connection: AsyncConnection, partitions: int) -> int:
+        """Make sure that there are so many partitions, for every service; returns how many were added."""
+        await connection.execute(_ONE_AT_A_TIME)
+        return int((await connection.execute(_OPEN, {"last": partitions - 1})).scalar_one())
+
     async def subscribe(self, connection: AsyncConnection, service: str, *, from_now: bool = False) -> bool:
         """Add a service; it gets every event from the beginning of the log, or from now. False: it is there already."""
+        await connection.execute(_ONE_AT_A_TIME)
         added = await connection.execute(_SUBSCRIBE, {"service": service, "from_now": from_now})
         return added.rowcount > 0
 
     async def unsubscribe(self, connection: AsyncConnection, service: str) -> bool:
         """Remove a service; returns whether it was subscribed. Its relays take what is in Redis away."""
+        await connection.execute(_ONE_AT_A_TIME)
         removed = await connection.execute(subscriptions.delete().where(subscriptions.c.service == service))
         return removed.rowcount > 0
 

@@ -203,10 +203,11 @@ class Relay(Loop):
         answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, taken.entries)
         if answer is State.PUBLISHED:
             return Pass(before, _advanced(now, taken.entries), len(taken.entries))
-        # Retransmission: everything that is not settled comes again, and consumers drop what they have done.
-        await self._streams.rebuild(self._stream, self._service, now.settled)
+        # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The log is
+        # read before the stream is dropped: a relay that slept until it lost its lock fails here and destroys nothing.
         limit = min(self._batch, self._window)
         entries = await self._log.read(connection, self._partition, now.settled, limit)
+        await self._streams.rebuild(self._stream, self._service, now.settled)
         await self._streams.publish(self._stream, now.settled, now.settled, taken.head, entries)
         return Pass(before, _advanced(replace(now, cursor=now.settled), entries), len(entries), answer)
 
@@ -297,15 +298,18 @@ def _span(done: Pass) -> dict[str, int]:
 
 
 class Relays(Family):
-    """One relay per subscription and partition; follows the table, so services come and go at run time."""
+    """One relay per subscription and partition; follows the tables, so services and partitions come at run time."""
 
-    def __init__(self, db: Database, event_log: EventLog, streams: Streams, window: int = WINDOW) -> None:
-        """Start without relays; the first step reads the subscriptions."""
+    def __init__(
+        self, db: Database, event_log: EventLog, streams: Streams, window: int = WINDOW, partitions: int = 1
+    ) -> None:
+        """Start without relays; the first step opens what is missing of `partitions` and reads the subscriptions."""
         super().__init__("relays")
         self._db = db
         self._log = event_log
         self._streams = streams
         self._window = window
+        self._partitions = partitions
         self._leftovers: set[str] = set()
 
     @override
@@ -335,7 +339,10 @@ class Relays(Family):
 
     @override
     async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:
+        if self._log.partitions < self._partitions:
+            await self._db.run(lambda connection: self._log.open(connection, self._partitions))
         async with self._db.reading() as connection:
+            self._log.partitions = await self._log.opened(connection)
             subscribed = await self._log.subscriptions(connection)
         return {f"{one.service}/{one.partition}": self._maker(one) for one in subscribed}
 

@@ -253,6 +253,12 @@ class SubscriptionOut(BaseModel):
     moved_at: AwareDatetime
 
 
+class PartitionsOut(BaseModel):
+    """How many partitions the log has."""
+
+    partitions: int
+
+
 class SpanOut(BaseModel):
     """What comes again of one partition: as many events behind a position."""
 
@@ -297,4 +303,6 @@ REWIND: Responses = {
     **NO_SUBSCRIPTION,
     409: problem_document("`nothing_to_rewind`"),
 }
+PARTITIONS: Responses = {200: {"model": PartitionsOut}}
+RAISE_PARTITIONS: Responses = {**PARTITIONS, 409: problem_document("`partitions_only_grow`")}
 EVENTS: Responses = {200: {"model": Page[EventOut]}}

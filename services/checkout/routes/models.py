@@ -189,6 +189,12 @@ class SubscriptionIn(_Strict):
 MOST = 2**53 - 1  # the largest number that every reader of JSON keeps whole
 
 
+class PartitionsIn(_Strict):
+    """`PUT /ops/partitions`."""
+
+    partitions: int = Field(ge=1, le=1024, description="at least as many as there are")
+
+
 class RewindIn(_Strict):
     """`POST /ops/subscriptions/{name}/rewind`: either `position` or `time`."""
 

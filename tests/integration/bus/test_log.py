@@ -34,17 +34,6 @@ async def test_a_rollback_gives_its_positions_back(world: World) -> None:
     assert [entry.position for entry in entries] == [1, 2]
 
 
-async def test_a_partition_that_the_settings_add_is_opened_by_its_first_event(world: World) -> None:
-    world.log.partitions = 4
-
-    events = [event() for _ in range(40)]
-    await world.append(*events)
-
-    assert await world.scalar("SELECT count(*) FROM event_log") == 40
-    assert await world.scalar("SELECT count(*) FROM log_head") == 4
-    assert await world.scalar("SELECT count(*) FROM subscriptions WHERE service = 'email'") == 4
-
-
 async def test_a_reader_never_skips_what_commits_late(world: World) -> None:
     """The trap of reading `id > last` from a sequence: a lower number may commit after a higher one was read."""
     seen: list[int] = []

@@ -73,6 +73,7 @@ def what_the_shop_has(document: Document) -> Document:
     rewind["required"] = ["position"]  # or else a time, but never both
     rewind["properties"]["position"] = {"type": "integer", "minimum": 0, "maximum": 1000}
     del rewind["properties"]["time"]
+    models["PartitionsIn"]["properties"]["partitions"]["maximum"] = 2  # each costs relays, and none goes away
     listing = known["paths"]["/v1/orders"]["get"]["parameters"]
     [after] = [one for one in listing if one["name"] == "starting_after"]
     after["schema"] = {"type": "string", "pattern": "^ord_[0-9a-hjkmnp-tv-z]{26}$"}

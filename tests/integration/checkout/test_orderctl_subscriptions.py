@@ -12,6 +12,7 @@ import pytest_asyncio
 from typer.testing import CliRunner
 
 from deploy.orderctl import __main__
+from deploy.orderctl.operations import Refused
 from tests.integration.checkout.conftest import API_KEY, OPS_KEY
 from tests.integration.checkout.process import checkout_process
 from tests.integration.checkout.test_orderctl_keys import Said
@@ -68,6 +69,20 @@ async def test_what_is_refused_is_one_line_and_exit_code_1(url: str) -> None:
     assert "those events are still to come" in early.err
     assert "write it as 2026-01-31T12:00:00Z" in mistyped.err
     assert "The key does not open ops." in no_operator.err
+
+
+def test_the_number_of_partitions_is_shown_and_raised(url: str) -> None:
+    """In this process: it is the same call as every other command's."""
+    runner = CliRunner(env={"CHECKOUT_URL": url, "OPS_KEY": OPS_KEY})
+
+    before = runner.invoke(__main__.orderctl, ("partitions",))
+    raised = runner.invoke(__main__.orderctl, ("partitions", "2", "--json"))
+    lowered = runner.invoke(__main__.orderctl, ("partitions", "1"))
+
+    assert before.stdout == "The log has 1 partition(s).\n"
+    assert json.loads(raised.stdout) == {"partitions": 2}
+    assert isinstance(lowered.exception, Refused)
+    assert "can only be raised" in str(lowered.exception)
 
 
 async def test_without_checkout_it_says_so_in_one_line() -> None:
