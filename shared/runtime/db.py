@@ -8,15 +8,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
+import asyncpg
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
+from typing_extensions import override
 
 from shared.runtime.errors import Action, CommitUnknown, classify, sqlstate
 from shared.runtime.failpoints import reach
 
 COMMAND_TIMEOUT_S = 6.0  # one above the role's statement_timeout, so that the server answers first
-CONNECT_TIMEOUT_S = 5.0
+CONNECT_TIMEOUT_S = 3.0
+CLOSE_TIMEOUT_S = 0.3  # with the other two, a network that swallows everything is noticed within 10 s
 POOL_TIMEOUT_S = 5.0
 CONFLICT_RETRIES = 3
 CONFLICTS = (
@@ -45,6 +48,7 @@ class Database:
             connect_args={
                 "timeout": CONNECT_TIMEOUT_S,
                 "command_timeout": COMMAND_TIMEOUT_S,
+                "connection_class": _Hasty,
                 "server_settings": {"application_name": application_name, "jit": "off"},
             },
         )
@@ -107,6 +111,14 @@ class Database:
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+
+class _Hasty(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
+    """A connection that says goodbye for a moment only, when it is given up: SQLAlchemy would wait for two seconds."""
+
+    @override
+    async def close(self, *, timeout: float | None = None) -> None:
+        await super().close(timeout=min(timeout or CLOSE_TIMEOUT_S, CLOSE_TIMEOUT_S))
 
 
 def asyncpg_url(url: str) -> str:

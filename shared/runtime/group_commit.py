@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
 from typing import Generic, TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ Execute = Callable[[AsyncConnection, Sequence[Command]], Awaitable[Sequence[Resu
 Recall = Callable[[AsyncConnection, Command], Awaitable[Result | None]]
 
 MAX_BATCH = 64  # the answers of a batch leave in one turn of the event loop: others wait for so long
+PATIENCE_S = 3.0  # when a batch needs longer to find out that the database is away, those behind it need not find out
 
 
 class NotAtOnce(OrderstreamError):
@@ -96,12 +98,13 @@ class GroupCommit(Loop, Generic[Command, Result]):
 
     async def _run_batch(self, batch: list[tuple[Command, asyncio.Future[Result]]]) -> None:
         commands = [command for command, _ in batch]
+        began = monotonic()
         try:
             results = await self._commit(commands)
         except CommitUnknown as error:
-            await self._read_back(batch, error)
+            await self._read_back(batch, error, began)
         except Exception as error:  # noqa: BLE001 - it goes to whoever submitted the command
-            await self._split(batch, error)
+            await self._split(batch, error, began)
         except BaseException as error:
             _fail(batch, ConnectionAbortedError(brief(error)))
             raise
@@ -118,16 +121,19 @@ class GroupCommit(Loop, Generic[Command, Result]):
                 metrics.STEP_BY_STEP.labels(self.name).inc()
         return await self._db.run(lambda connection: self._execute(connection, commands))
 
-    async def _split(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: Exception) -> None:
+    async def _split(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: Exception, began: float) -> None:
         # A server that is away fails every command alike, so only an error of the work itself is worth a second look.
         if len(batch) == 1 or is_infrastructure(error):
             _fail(batch, error)
+            self._give_up_behind(began)
             return
         log.warning("batch failed, each command runs alone", group=self.name, size=len(batch), error=brief(error))
         for item in batch:
             await self._run_batch([item])
 
-    async def _read_back(self, batch: list[tuple[Command, asyncio.Future[Result]]], error: CommitUnknown) -> None:
+    async def _read_back(
+        self, batch: list[tuple[Command, asyncio.Future[Result]]], error: CommitUnknown, began: float
+    ) -> None:
         log.warning("commit unknown, reading back", group=self.name, size=len(batch))
         again = []
         try:
@@ -143,8 +149,15 @@ class GroupCommit(Loop, Generic[Command, Result]):
             # and whoever came later waits behind.
             again.clear()
             _fail(batch, error)
+            self._give_up_behind(began)
         self._after_commit()
         self._queue.extendleft(reversed(again))
+
+    def _give_up_behind(self, began: float) -> None:
+        """Those who waited for as long as this batch took to fail would wait as long again: nothing was tried yet."""
+        if monotonic() - began > PATIENCE_S:
+            behind, self._queue = [*self._queue], deque()
+            _fail(behind, ConnectionAbortedError(f"{self.name}: the database does not answer"))
 
 
 def _answer(future: asyncio.Future[Result], result: Result) -> None:

@@ -257,6 +257,22 @@ async def test_while_the_database_is_away_a_batch_is_read_back_once_and_not_comm
     assert numbers.recalls == 1
 
 
+async def test_those_who_waited_for_as_long_as_an_outage_took_to_show_need_not_find_out_themselves(
+    numbers: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.runtime.group_commit.PATIENCE_S", 0.0)
+    first = await _held(numbers)
+    rest = [asyncio.create_task(numbers.group.submit(Put(n))) for n in (2, 3)]
+    await _until_waiting(numbers, 2)
+
+    numbers.db.lose, numbers.recall_fails = "answer", True
+    numbers.may_go.set()
+    results = await asyncio.gather(first, *rest, return_exceptions=True)
+
+    assert [type(result) for result in results] == [CommitUnknown, *[ConnectionAbortedError] * 2]
+    assert numbers.batches == [[1]]
+
+
 async def test_a_caller_that_goes_away_takes_nothing_back_and_nobody_along(numbers: Numbers) -> None:
     first = await _held(numbers)
     gone, stays = (asyncio.create_task(numbers.group.submit(Put(n))) for n in (2, 3))
