@@ -243,7 +243,14 @@ class RedisStreams:
         await self._commands.xdel(stream, entry_id)
 
     async def forget_idle(self, stream: str, group: str, idle_ms: int) -> None:
-        for consumer in await self._commands.xinfo_consumers(stream, group):
+        try:
+            consumers = await self._commands.xinfo_consumers(stream, group)
+        except ResponseError as error:
+            if str(error) == "no such key":
+                # XINFO alone has other words for a missing stream; it means what NOGROUP means everywhere else.
+                raise ResponseError(f"NOGROUP {error}") from error
+            raise
+        for consumer in consumers:
             if consumer["pending"] == 0 and consumer["idle"] > idle_ms:
                 await self._commands.xgroup_delconsumer(stream, group, consumer["name"])
 
