@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, MetaData
 
+# In a table's `info`: statements that make it whole, and change nothing where it is. What they make (functions, say) is
+# the code's, not the history's: every upgrade brings it up to date.
+COMPLETED_BY = "completed_by"
 UPGRADE_LOCK = 0x6F72646572  # "order": any constant, the same in every replica that starts at the same time
 
 
@@ -28,11 +31,36 @@ def run_from_environment(metadata: Sequence[MetaData], context: Any) -> None:  #
     `context` is the module `alembic.context`, which stands in for an `EnvironmentContext`.
     """
     connection: Connection = context.config.attributes["connection"]
-    context.configure(connection=connection, target_metadata=list(metadata), transaction_per_migration=False)
+    context.configure(
+        connection=connection,
+        target_metadata=list(metadata),
+        transaction_per_migration=False,
+        include_name=lambda name, kind, _: kind != "table" or name not in parts_of_tables(connection),
+    )
     with context.begin_transaction():
         # Held until the transaction ends: replicas that start together upgrade one after the other.
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADE_LOCK})
         context.run_migrations()
+        _complete(connection, metadata)
+
+
+def _complete(connection: Connection, metadata: Sequence[MetaData]) -> None:
+    for table in (table for one in metadata for table in one.sorted_tables):
+        statements = table.info.get(COMPLETED_BY, ())
+        if statements and _is_partitioned(connection, table.name):
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+
+
+def _is_partitioned(connection: Connection, table: str) -> bool:
+    """Whether the table is there, and as it is declared: a history may be upgraded to an earlier revision."""
+    found = text("SELECT EXISTS (SELECT 1 FROM pg_class WHERE oid = to_regclass(:table) AND relkind = 'p')")
+    return bool(connection.execute(found, {"table": table}).scalar_one())
+
+
+def parts_of_tables(connection: Connection) -> frozenset[str]:
+    """The tables that are partitions of others: they come and go without a revision."""
+    return frozenset(connection.execute(text("SELECT relname FROM pg_class WHERE relispartition")).scalars())
 
 
 async def upgrade(url: str, directory: Path) -> None:
