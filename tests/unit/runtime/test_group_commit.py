@@ -261,11 +261,11 @@ async def test_those_who_waited_for_as_long_as_an_outage_took_to_show_need_not_f
     numbers: Numbers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.runtime.group_commit.PATIENCE_S", 0.0)
+    numbers.db.lose, numbers.recall_fails = "answer", True
     first = await _held(numbers)
     rest = [asyncio.create_task(numbers.group.submit(Put(n))) for n in (2, 3)]
     await _until_waiting(numbers, 2)
 
-    numbers.db.lose, numbers.recall_fails = "answer", True
     numbers.may_go.set()
     results = await asyncio.gather(first, *rest, return_exceptions=True)
 
