@@ -7,6 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from shared.web.health import Reading
+
 SHARED = Path(__file__).parent / "templates"
 
 
@@ -22,6 +24,7 @@ def environment(*folders: Path) -> Environment:
     )
     made.filters["clock"] = _clock
     made.filters["ago"] = _ago
+    made.filters["measured"] = _measured
     return made
 
 
@@ -35,6 +38,14 @@ def _ago(instant: datetime | None) -> str:
     seconds = int((datetime.now(UTC) - instant).total_seconds())
     text = _span(abs(seconds))
     return f"{text} ago" if seconds >= 0 else f"in {text}"
+
+
+def _measured(reading: Reading) -> str:
+    if reading.value is None:
+        return "-"
+    if isinstance(reading.value, bool):
+        return "yes" if reading.value else "no"
+    return f"{reading.value} {reading.unit or ''}"
 
 
 def _span(seconds: int) -> str:
