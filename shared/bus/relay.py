@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy import BigInteger, bindparam, text
 from typing_extensions import override
 
-from shared.bus.boards import announcement, relay_board, reported, settled_board
+from shared.bus.boards import announcement, dropped_of, relay_board, reported, settled_board
 from shared.bus.log import LogEntry, Subscription
 from shared.bus.progress import Epoch
 from shared.bus.streams import State, stream_name
@@ -40,6 +40,8 @@ ANNOUNCE_S = 1.0
 REST_S = 0.005
 REST_PER_EVENT_S = 0.003
 LONGEST_REST_S = 0.25
+FULL_REST_S = 0.5  # a full Redis gets room when consumers get on, not by being asked
+FIT = frozenset({State.PUBLISHED, State.FULL})  # the stream is what it should be
 LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 
@@ -62,7 +64,8 @@ _TAKE = text(
         WHERE service = :service AND partition = :partition
         FOR UPDATE SKIP LOCKED
     )
-    SELECT t.cursor, t.settled, t.epoch, t.origin, t.rewound, t.replay, h.position AS head, e.position, e.event
+    SELECT t.cursor, t.settled, t.epoch, t.origin, t.rewound, t.replay, h.position AS head, h.dropped,
+           e.position, e.event
     FROM taken t
     JOIN log_head h ON h.partition = :partition
     LEFT JOIN LATERAL (
@@ -84,11 +87,12 @@ _STORE = text(
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A locked subscription, its epoch, the log's head, and the entries to be published next."""
+    """A locked subscription, its epoch, the log's head and what it no longer holds, and the entries to be published."""
 
     subscription: Subscription
     epoch: Epoch
     head: int
+    dropped: int
     entries: Sequence[LogEntry]
 
 
@@ -104,12 +108,13 @@ class Lack:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What one pass found and did; `lost` says why the stream had to be made anew."""
+    """What one pass found and did; `lost` says why the stream had to be made anew, `full` that Redis took nothing."""
 
     before: Subscription
     after: Subscription
     published: int
     lost: State | None = None
+    full: bool = False
 
 
 class Relay(Loop):
@@ -140,17 +145,25 @@ class Relay(Loop):
         self._announced_at = 0.0
         self._whole_at = monotonic()
         self._hinted = False
+        self._failing = False
+        self.full = False
         self.lack: Lack | None = None
 
     @override
     def wake(self) -> None:
         self._hinted = True  # somebody appended: no need to look whether there is something to do
-        super().wake()
+        if self.stopping or not self._failing:  # Redis is away: a thousand commits a second must not ask it as often
+            super().wake()
+
+    @override
+    def failed(self, error: Exception) -> float:
+        self._failing = True
+        return super().failed(error)
 
     @override
     async def run_once(self) -> int:
         """One pass: mirror settled, check the stream, publish the next entries. Returns how many were published."""
-        hinted, self._hinted = self._hinted, False
+        hinted, self._hinted, self._failing = self._hinted, False, False
         board = await self._streams.board(settled_board(self._service))
         if not hinted and not await self._something_to_do(board):
             return 0
@@ -165,7 +178,9 @@ class Relay(Loop):
             await self._announce(taken, anew=done.lost is not None)
             self._compare(taken, board)
         self._report(done)
-        if done.published < self._batch:
+        if done.full:
+            await asyncio.sleep(FULL_REST_S)
+        elif done.published < self._batch:
             await asyncio.sleep(rest_s(done.published))
         return done.published
 
@@ -181,7 +196,7 @@ class Relay(Loop):
         if (row.head > row.cursor and room) or settled > row.settled or self._announcement_is_due:
             return True
         answer = await self._streams.publish(self._stream, row.settled, row.cursor, row.head, ())
-        return answer is not State.PUBLISHED
+        return answer not in FIT
 
     async def _take(self, connection: AsyncConnection) -> Taken | None:
         bounds = {"window": self._window, "batch": self._batch}
@@ -194,22 +209,24 @@ class Relay(Loop):
         head = max(first.head, first.cursor)
         subscription = Subscription(self._service, self._partition, first.cursor, first.settled)
         epoch = Epoch(first.epoch, first.origin, first.rewound, first.replay)
-        return Taken(subscription, epoch, head, entries)
+        return Taken(subscription, epoch, head, first.dropped, entries)
 
     async def _pass(self, connection: AsyncConnection, taken: Taken, board: Mapping[str, int]) -> Pass:
         before = taken.subscription
         settled = reported(board, self._partition, taken.epoch.number)
         now = replace(before, settled=self._mirror(taken, settled or 0))
-        answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, taken.entries)
-        if answer is State.PUBLISHED:
-            return Pass(before, _advanced(now, taken.entries), len(taken.entries))
-        # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The log is
-        # read before the stream is dropped: a relay that slept until it lost its lock fails here and destroys nothing.
-        limit = min(self._batch, self._window)
-        entries = await self._log.read(connection, self._partition, now.settled, limit)
-        await self._streams.rebuild(self._stream, self._service, now.settled)
-        await self._streams.publish(self._stream, now.settled, now.settled, taken.head, entries)
-        return Pass(before, _advanced(replace(now, cursor=now.settled), entries), len(entries), answer)
+        entries, lost = taken.entries, None
+        answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
+        if answer not in FIT:
+            # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The
+            # log is read before the stream is dropped: a relay that slept until it lost its lock destroys nothing.
+            lost, now = answer, replace(now, cursor=now.settled)
+            limit = min(self._batch, self._window)
+            entries = await self._log.read(connection, self._partition, now.settled, limit)
+            await self._streams.rebuild(self._stream, self._service, now.settled)
+            answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
+        published = entries if answer is State.PUBLISHED else ()
+        return Pass(before, _advanced(now, published), len(published), lost, full=answer is State.FULL)
 
     def _mirror(self, taken: Taken, settled: int) -> int:
         """Settled only moves forward, and never beyond what was published."""
@@ -225,7 +242,7 @@ class Relay(Loop):
     @override
     async def finish(self) -> None:
         # A subscription that is removed must not look as if it fell behind for ever.
-        for gauge in (metrics.CURSOR, metrics.SETTLED, metrics.LACKING):
+        for gauge in (metrics.CURSOR, metrics.SETTLED, metrics.LACKING, metrics.HELD_BACK):
             gauge.remove(*self._labels)
 
     def _compare(self, taken: Taken, board: Mapping[str, int]) -> None:
@@ -243,6 +260,10 @@ class Relay(Loop):
         if done.lost:
             metrics.REBUILDS.labels(*labels, done.lost).inc()
             log.warning("stream rebuilt", loop=self.name, reason=done.lost, **_span(done))
+        if done.full != self.full:
+            self.full = done.full
+            log.warning("Redis is full, events wait" if done.full else "Redis has room again", loop=self.name)
+        metrics.HELD_BACK.labels(*labels).set(done.full)
         metrics.PUBLISHED.labels(*labels).inc(done.published)
         metrics.CURSOR.labels(*labels).set(done.after.cursor)
         metrics.SETTLED.labels(*labels).set(done.after.settled)
@@ -258,6 +279,7 @@ class Relay(Loop):
         board = {
             "partitions": self._log.partitions,
             f"head:{self._partition}": taken.head,
+            dropped_of(self._partition): taken.dropped,
             **announcement(self._partition, taken.epoch),
         }
         await self._streams.report(relay_board(self._service), board)

@@ -30,7 +30,8 @@ _TOO_MANY_DIGITS = 19  # no position is that large; what is comes from somebody 
 _POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
 
 # One atomic step on one key: check that (settled, cursor] is there, append what is new, trim what is settled.
-# ARGV: settled, cursor, head, then position and event in turn. Answers the state.
+# ARGV: settled, cursor, head, then position and event in turn. Answers the state. A full server refuses the first write
+# of a script or none: then nothing is appended, and trimming makes room.
 _PUBLISH = """
 local settled, cursor, head = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local last = 0
@@ -46,11 +47,19 @@ if last < cursor then return 'behind' end
 if last > head then return 'ahead' end
 local next_id = string.format('%.0f-0', settled + 1)
 if settled < cursor and #redis.call('XRANGE', KEYS[1], next_id, next_id) == 0 then return 'missing' end
+local state = 'published'
 for i = 4, #ARGV, 2 do
-  if tonumber(ARGV[i]) > last then redis.call('XADD', KEYS[1], ARGV[i] .. '-0', 'event', ARGV[i + 1]) end
+  if tonumber(ARGV[i]) > last then
+    local added = redis.pcall('XADD', KEYS[1], ARGV[i] .. '-0', 'event', ARGV[i + 1])
+    if type(added) == 'table' and added.err then
+      if not string.find(added.err, 'OOM command', 1, true) then return added end
+      state = 'full'
+      break
+    end
+  end
 end
 redis.call('XTRIM', KEYS[1], 'MINID', next_id)
-return 'published'
+return state
 """
 
 # An empty stream that goes on behind `settled`, with its group, in one step: no reader ever sees it without the group.
@@ -62,10 +71,26 @@ return 1
 """
 
 
+# What has to work on a full server too, or it stays full: a reader must find its group, and say what it has settled so
+# that the relay can trim. A script whose first write needs no memory may go on:
+# https://redis.io/docs/latest/develop/programmability/eval-intro/#executing-under-low-memory-conditions
+_CREATE_GROUP = """
+redis.call('XACK', KEYS[1], ARGV[1], '0-0')
+return redis.pcall('XGROUP', 'CREATE', KEYS[1], ARGV[1], ARGV[2] .. '-0', 'MKSTREAM')
+"""
+
+# A board that somebody replaced by something else is made anew.
+_REPORT = """
+if redis.call('TYPE', KEYS[1]).ok == 'hash' then redis.call('HDEL', KEYS[1], '') else redis.call('DEL', KEYS[1]) end
+return redis.call('HSET', KEYS[1], unpack(ARGV))
+"""
+
+
 class State(StrEnum):
     """What the guard found when it compared the stream with the log."""
 
     PUBLISHED = "published"
+    FULL = "full"  # the stream is as it should be, and the server takes nothing more
     MISSING = "missing"  # the first unsettled entry is gone
     BEHIND = "behind"  # the stream lost entries: its last id is below the cursor
     REPLACED = "replaced"  # the key holds something that is no stream
@@ -88,7 +113,7 @@ class Streams(Protocol):
         """Append what the stream does not have yet and trim what is settled, all or nothing.
 
         Does nothing but say so when the stream is not what it should be: every position in (settled, cursor] there,
-        and its last id between `cursor` and the log's `head`.
+        and its last id between `cursor` and the log's `head`. On a full server it only trims.
         """
         ...
 
@@ -137,7 +162,7 @@ class Streams(Protocol):
         ...
 
     async def board(self, board: str) -> dict[str, int]:
-        """All numbers of a board; what is not a number is left out."""
+        """All numbers of a board; what is no number is left out, and what is no board is an empty one."""
         ...
 
     async def remove(self, name: str) -> None:
@@ -256,17 +281,23 @@ class RedisStreams:
 
     async def create_group(self, stream: str, group: str, settled: int) -> None:
         try:
-            await self._commands.xgroup_create(stream, group, id=f"{settled}-0", mkstream=True)
+            await self._commands.eval(_CREATE_GROUP, 1, stream, group, settled)
         except ResponseError as error:
             # Somebody else was faster, which is as good. redis-py has no class for this reply.
             if not str(error).startswith("BUSYGROUP"):
                 raise
 
     async def report(self, board: str, values: dict[str, int]) -> None:
-        await self._commands.hset(board, mapping=cast("Any", values))
+        arguments = [part for field in values.items() for part in field]
+        await self._commands.eval(_REPORT, 1, board, *arguments)
 
     async def board(self, board: str) -> dict[str, int]:
-        values = await cast("Awaitable[dict[bytes, bytes]]", self._commands.hgetall(board))
+        try:
+            values = await cast("Awaitable[dict[bytes, bytes]]", self._commands.hgetall(board))
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise
+            return {}  # whoever reports next puts it right
         return {
             name.decode(errors="replace"): int(value)
             for name, value in values.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -166,9 +167,10 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.
             await asyncio.sleep(0.02)
 
 
-@pytest_asyncio.fixture(loop_scope="session")
-async def world(new_database: Callable[[], Awaitable[str]], redis_url: str) -> AsyncIterator[World]:
-    db = Database(await new_database(), "test", 10)
+@asynccontextmanager
+async def world_over(database_url: str, redis_url: str) -> AsyncIterator[World]:
+    """A world of its own, in an empty database and over a stream server that it empties."""
+    db = Database(database_url, "test", 10)
     async with db.engine.begin() as connection:
         await connection.run_sync(log_tables.create_all)
         await connection.run_sync(ledger_tables.create_all)
@@ -189,3 +191,9 @@ async def world(new_database: Callable[[], Awaitable[str]], redis_url: str) -> A
     await streams.close()
     await redis.aclose()
     await db.close()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def world(new_database: Callable[[], Awaitable[str]], redis_url: str) -> AsyncIterator[World]:
+    async with world_over(await new_database(), redis_url) as made:
+        yield made

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from shared.bus.boards import relay_board, settled_board
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 
 Loss = Callable[[World], Awaitable[object]]
@@ -38,8 +39,9 @@ async def replace_by_string(world: World) -> None:
     await world.redis.set(STREAM, "not a stream")
 
 
-async def delete_stream(world: World) -> None:
-    await world.redis.delete(STREAM)
+async def replace_boards(world: World) -> None:
+    for board in (settled_board(SERVICE), relay_board(SERVICE)):
+        await world.redis.set(board, "not a board")
 
 
 async def write_rubbish(world: World) -> None:
@@ -57,7 +59,7 @@ LOSSES = [
     destroy_group,
     delete_consumer,
     replace_by_string,
-    delete_stream,
+    replace_boards,
     write_rubbish,
     kill_connections,
 ]
