@@ -21,9 +21,15 @@ def settled_board(service: str) -> str:
 def relay_board(service: str) -> str:
     """Where the relay says what a service may rely on.
 
-    `partitions`, and for each of them `head:<partition>` and what `announcement` makes of an epoch.
+    `partitions`, and for each of them `head:<partition>`, `dropped:<partition>` (up to there the log holds nothing
+    more) and what `announcement` makes of an epoch.
     """
     return f"relay:{service}"
+
+
+def dropped_of(partition: int | str) -> str:
+    """The field with the last position that the log no longer holds, on the relay's board."""
+    return f"dropped:{partition}"
 
 
 def epoch_of(partition: int | str) -> str:

@@ -32,6 +32,8 @@ from sqlalchemy import Uuid as UuidColumn
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import ARRAY
 
+from shared.bus import slices
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -73,6 +75,7 @@ deliveries = Table(
     Index("deliveries_subject", "subject"),
     Index("deliveries_due", "next_attempt_at", postgresql_where=text("state = 'retrying'")),
     Index("deliveries_unsettled", "state", "subject", postgresql_where=text("state NOT IN ('done', 'ignored')")),
+    **slices.ledger_by_event_id(),
 )
 
 progress = Table(
@@ -81,6 +84,7 @@ progress = Table(
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("settled", BigInteger, nullable=False),
     Column("epoch", BigInteger, nullable=False, server_default="0", comment="of the subscription"),
+    Column("forgotten", BigInteger, nullable=False, server_default="0", comment="dealt with, and no longer known here"),
 )
 
 consumer_control = Table(
@@ -132,6 +136,7 @@ class Control:
     changed_at: datetime | None = None
 
 
+# What was dealt with and forgotten is no news either: a Redis that was put back from a backup still has it.
 _RECORD = text(
     """
     INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event,
@@ -142,6 +147,7 @@ _RECORD = text(
     FROM unnest(:ids, :partitions, :positions, :types, :subjects, :versions, :states, :attempts, :events, :errors,
                 :delays)
          AS e (event_id, partition, position, type, subject, version, state, attempts, event, last_error, delay_s)
+    WHERE NOT EXISTS (SELECT 1 FROM progress p WHERE p.partition = e.partition AND e.position <= p.forgotten)
     ON CONFLICT (event_id) DO NOTHING
     RETURNING event_id
     """

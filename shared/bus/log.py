@@ -90,10 +90,11 @@ subscriptions = Table(
 # an epoch that its service has already had.
 NEXT_EPOCH = "greatest({epoch} + 1, CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint))"
 
+# Positions are dense, so a bound is a limit, and tells in which slices they are.
 _READ = text(
     """
     SELECT position, event FROM event_log
-    WHERE partition = :partition AND position > :after ORDER BY position LIMIT :limit
+    WHERE partition = :partition AND position > :after AND position <= :upto ORDER BY position
     """
 )
 
@@ -102,14 +103,19 @@ _READ = text(
 _ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('subscriptions'))")
 
 # Every service that is subscribed gets the new partitions from their beginning, so nobody misses their first event.
+# They begin level with the others: a slice holds the same positions of all partitions, and goes when all are through.
 _OPEN = text(
     f"""
     WITH heads AS (
-        INSERT INTO log_head (partition, position) SELECT partition, 0 FROM generate_series(0, :last) AS partition
-        ON CONFLICT DO NOTHING RETURNING partition
+        INSERT INTO log_head (partition, position, dropped)
+        SELECT partition, level, level
+        FROM generate_series(0, :last) AS partition, (
+            SELECT coalesce(max(position), 0) / {slices.LOG_SLICE} * {slices.LOG_SLICE} AS level FROM log_head
+        ) AS least
+        ON CONFLICT DO NOTHING RETURNING partition, position
     ), subscribed AS (
-        INSERT INTO subscriptions (service, partition, cursor, settled, epoch)
-        SELECT service, partition, 0, 0, {NEXT_EPOCH.format(epoch=0)}
+        INSERT INTO subscriptions (service, partition, cursor, settled, origin, rewound, epoch)
+        SELECT service, partition, position, position, position, position, {NEXT_EPOCH.format(epoch=0)}
         FROM (SELECT DISTINCT service FROM subscriptions) AS services CROSS JOIN heads
     )
     SELECT count(*) FROM heads
@@ -131,7 +137,7 @@ _SUBSCRIBE = text(
     f"""
     INSERT INTO subscriptions (service, partition, cursor, settled, origin, rewound, epoch)
     SELECT :service, partition, start, start, start, start, {NEXT_EPOCH.format(epoch=0)}
-    FROM (SELECT partition, CASE WHEN :from_now THEN position ELSE 0 END AS start FROM log_head) AS heads
+    FROM (SELECT partition, CASE WHEN :from_now THEN position ELSE dropped END AS start FROM log_head) AS heads
     WHERE NOT EXISTS (SELECT 1 FROM subscriptions WHERE service = :service)
     ON CONFLICT DO NOTHING
     """  # noqa: S608 - an expression of our own
@@ -296,7 +302,7 @@ class EventLog:
 
     async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LogEntry]:
         """The next entries behind `after`, without gaps."""
-        rows = await connection.execute(_READ, {"partition": partition, "after": after, "limit": limit})
+        rows = await connection.execute(_READ, {"partition": partition, "after": after, "upto": after + limit})
         return [LogEntry(position, event) for position, event in rows]
 
     async def head(self, connection: AsyncConnection, partition: int) -> int:

@@ -32,12 +32,14 @@ class Epoch:
 
 
 # Whoever the service was before, it is owed nothing up to the origin. Rows that it has behind the rewound position are
-# counted again: there may be holes among them, which is why somebody rewound.
+# counted again: there may be holes among them, which is why somebody rewound. And nothing behind it is forgotten: that
+# could only be of another log, with positions of its own.
 _ADOPT = text(
     """
     INSERT INTO progress AS p (partition, settled, epoch) VALUES (:partition, :origin, :epoch)
     ON CONFLICT (partition) DO UPDATE
-    SET settled = greatest(excluded.settled, least(p.settled, :rewound)), epoch = excluded.epoch
+    SET settled = greatest(excluded.settled, least(p.settled, :rewound)), epoch = excluded.epoch,
+        forgotten = least(p.forgotten, :rewound)
     WHERE p.epoch < excluded.epoch
     """
 ).bindparams(bindparam("rewound", type_=BigInteger))
