@@ -40,8 +40,9 @@ from shared.runtime.db import Database
 from shared.runtime.identifiers import new_id
 from shared.runtime.migrations import upgrade
 from tests.model.checks import always, at_rest
+from tests.model.processes import CLOCK, moment
 from tests.model.provider import Card, Fate
-from tests.model.world import CLOCK, LEASE_S, RESERVATION_S, Process, World, moment
+from tests.model.world import LEASE_S, RESERVATION_S, Process, World
 from tests.support.servers import NewDatabase
 
 MIGRATIONS = Path(checkout_app.__file__).parent / "migrations"
@@ -279,7 +280,7 @@ class Orders(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     def _hear(self, operation: Any) -> None:
-        if operation.task.done() and (answer := operation.answer) and operation.key:
+        if operation.task.done() and isinstance(answer := operation.result, Answer) and operation.key:
             self.told[operation.key].append(answer)
 
     def _orders(self, status: str) -> list[str]:
