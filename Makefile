@@ -77,9 +77,13 @@ test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
 ifdef ARGS
 	@$(PY) -m pytest $(ARGS)
 else
-	@$(PY) -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone"
-	@$(PY) -m pytest -m alone
+	@$(PY) -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone and not slow"
+	@$(PY) -m pytest -m "alone and not slow"
 endif
+
+.PHONY: test-slow
+test-slow: install ## Run the tests that take too long for `make test`
+	@$(PY) -m pytest -m slow --override-ini timeout=600 $(ARGS)
 
 .PHONY: bench
 bench: install ## Measure this machine (two and a half minutes); prints a table, writes .run/bench/result.json
