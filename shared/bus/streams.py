@@ -15,16 +15,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
+
+from shared.bus.clients import connect
 
 if TYPE_CHECKING:
     from shared.bus.log import LogEntry
 
 FIELD = "event"
-COMMAND_TIMEOUT_S = 2.0
 BLOCK_MS = 1000
 _TOO_MANY_DIGITS = 19  # no position is that large; what is comes from somebody else
 _POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
@@ -184,44 +182,22 @@ def stream_name(service: str, partition: int) -> str:
 
 
 class RedisStreams:
-    """Streams on Redis ≥ 6.2 or Valkey."""
+    """Streams on Redis ≥ 6.2 or Valkey: one server, behind Sentinels, or a cluster. Every command has one key."""
 
     def __init__(self, url: str, client_name: str) -> None:
         """Two clients: a blocking read must neither time out early nor hold up a command."""
-        # redis-py 8 retries ten times behind the caller's back: XADDs twice, blocking reads again and again. Our own
-        # loops retry, so the client never does.
-        never = Retry(NoBackoff(), 0)
-        self._commands = Redis.from_url(
-            url,
-            protocol=2,
-            retry=never,
-            socket_timeout=COMMAND_TIMEOUT_S,
-            socket_connect_timeout=COMMAND_TIMEOUT_S,
-            socket_keepalive=True,
-            health_check_interval=15,
-            client_name=client_name,
-        )
-        self._blocking = Redis.from_url(
-            url,
-            protocol=2,
-            retry=never,
-            socket_timeout=BLOCK_MS / 1000 + 5,
-            socket_connect_timeout=COMMAND_TIMEOUT_S,
-            socket_keepalive=True,
-            client_name=f"{client_name}-reader",
-        )
-        self._publish = self._commands.register_script(_PUBLISH)
-        self._rebuild = self._commands.register_script(_REBUILD)
+        self._commands = connect(url, client_name, health_check_interval=15)
+        self._blocking = connect(url, f"{client_name}-reader", timeout_s=BLOCK_MS / 1000 + 5)
 
     async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
         arguments: list[int | str] = [settled, cursor, head]
         for entry in entries:
             arguments += (entry.position, entry.event)
-        answer = await cast("Awaitable[bytes]", self._publish(keys=[stream], args=arguments))
+        answer = await cast("Awaitable[bytes]", self._commands.eval(_PUBLISH, 1, stream, *arguments))
         return State(answer.decode())
 
     async def rebuild(self, stream: str, group: str, settled: int) -> None:
-        await cast("Awaitable[Any]", self._rebuild(keys=[stream], args=[group, settled]))
+        await self._commands.eval(_REBUILD, 1, stream, group, settled)
 
     async def read_new(self, stream: str, group: str, consumer: str, count: int) -> list[StreamEntry]:
         answer = await self._blocking.xreadgroup(group, consumer, {stream: ">"}, count=count, block=BLOCK_MS)

@@ -10,6 +10,7 @@ OrderstreamError
 from __future__ import annotations
 
 import asyncio
+import re
 from enum import StrEnum
 
 import redis.exceptions as redis_errors
@@ -69,6 +70,10 @@ REDIS_REPLIES: dict[str, Action] = {
     "WRONGPASS": Action.PARK,
 }
 
+# Redis before 7 wraps what a command inside a script answered: "Error running script (call to f_…): @user_script:20:
+# @user_script: 20: -READONLY You can't write against a read only replica."
+_INSIDE_SCRIPT = re.compile(r"^Error running script .* -([A-Z]+) ")
+
 # SQLSTATE (or its class) -> what to do. https://www.postgresql.org/docs/current/errcodes-appendix.html
 POSTGRES_STATES: dict[str, Action] = {
     "40001": Action.RETRY,  # serialization_failure
@@ -125,7 +130,10 @@ def _classify_redis(error: redis_errors.RedisError) -> Action:
         "ClusterDownError": "CLUSTERDOWN",
         "MasterDownError": "MASTERDOWN",
     }
-    word = by_class.get(type(error).__name__) or str(error).split(" ", 1)[0]
+    words = str(error)
+    if found := _INSIDE_SCRIPT.search(words):
+        words = found[1]
+    word = by_class.get(type(error).__name__) or words.split(" ", 1)[0]
     if word in REDIS_REPLIES:
         return REDIS_REPLIES[word]
     if isinstance(error, redis_errors.ConnectionError | redis_errors.TimeoutError):

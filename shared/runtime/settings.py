@@ -11,11 +11,12 @@ from typing import Annotated, Literal, NoReturn, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode
-from redis.asyncio.connection import parse_url
 from sqlalchemy import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-HIGHEST_PORT = 65535
+from shared.runtime.redis_url import HIGHEST_PORT
+from shared.runtime.redis_url import parse as parse_redis_url
+
 EX_CONFIG = 78  # sysexits.h: something is wrong with the configuration; a supervisor need not try again
 
 Keys = Annotated[tuple[SecretStr, ...], NoDecode]
@@ -47,7 +48,9 @@ class ServiceSettings(DatabaseSettings):
     port: int = Field(ge=1, le=65535, description="port to listen on")
     migrator_database_url: SecretStr | None = Field(None, description="the same database as its owner, for migrate")
     database_pool_size: int = Field(8, ge=2, le=200, description="connections to Postgres at the most")
-    redis_url: SecretStr = Field(description="redis://[user:password@]host:port[/db]")
+    redis_url: SecretStr = Field(
+        description="redis://[user:password@]host:port[/db], redis+sentinel://host:port,…/name, redis+cluster://host:port,…"
+    )
     consumer_name: str = Field(
         default_factory=socket.gethostname,
         min_length=1,
@@ -75,10 +78,7 @@ class ServiceSettings(DatabaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _is_redis(cls, value: SecretStr) -> SecretStr:
-        url = value.get_secret_value()
-        if not url.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must start with redis://, rediss:// or unix://")
-        _check_port(lambda: parse_url(url).get("port"))
+        parse_redis_url(value.get_secret_value())
         return value
 
 

@@ -1,4 +1,4 @@
-"""Real servers for tests: one Postgres and one Valkey per session, a fresh database for whoever asks."""
+"""A real Postgres for tests, one per session, and a fresh database for whoever asks."""
 
 import secrets
 import shutil
@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from deploy.local import postgres, valkey
+from deploy.local import postgres
 
 NewDatabase = Callable[[], Awaitable[str]]
 
@@ -40,20 +40,6 @@ async def postgres_url(server_folder: Path) -> AsyncIterator[str]:
     process = await postgres.start(server)
     yield server.url
     await postgres.stop(process)
-
-
-@pytest_asyncio.fixture(scope="session")
-async def redis_url(server_folder: Path) -> AsyncIterator[str]:
-    """A Valkey of this session's own; whoever needs it empty says FLUSHALL."""
-    server = valkey.Valkey(
-        folder=server_folder / "valkey",
-        port=free_port(),
-        log=server_folder / "valkey.log",
-        durable=False,
-    )
-    process = await valkey.start(server)
-    yield server.url
-    await valkey.stop(process)
 
 
 @pytest_asyncio.fixture(scope="session")

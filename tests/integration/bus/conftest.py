@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import pytest_asyncio
-from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shared.bus.clients import StreamClient, connect
 from shared.bus.consumer import Gate, PartitionConsumer, Reporter
 from shared.bus.delivery import Deliverer, Event, Handler
 from shared.bus.ledger import ledger_tables
@@ -85,7 +85,7 @@ class World:
     db: Database
     log: EventLog
     streams: RedisStreams
-    redis: Redis
+    redis: StreamClient
     handling: Handling
     deliverer: Deliverer
     gate: Gate
@@ -180,7 +180,7 @@ async def world_over(database_url: str, redis_url: str) -> AsyncIterator[World]:
     async with db.transaction() as connection:
         await log.subscribe(connection, SERVICE)
     streams = RedisStreams(redis_url, "test")
-    redis = Redis.from_url(redis_url)
+    redis = connect(redis_url, "nemesis")
     await redis.flushall()
     handling = Handling()
     handlers: dict[str, Handler] = {ORDER_COMPLETED: handling, ORDER_CANCELLED: handling}
