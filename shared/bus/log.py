@@ -47,6 +47,9 @@ log_head = Table(
     log_tables,
     Column("partition", Integer, primary_key=True, autoincrement=False),
     Column("position", BigInteger, nullable=False),
+    Column(
+        "opened", BigInteger, nullable=False, server_default="0", comment="its first event has the position behind it"
+    ),
     Column("dropped", BigInteger, nullable=False, server_default="0", comment="up to here the log holds nothing more"),
     CheckConstraint("position >= 0", name="log_head_position_not_negative"),
 )
@@ -107,8 +110,8 @@ _ONE_AT_A_TIME = text("SELECT pg_advisory_xact_lock(hashtext('subscriptions'))")
 _OPEN = text(
     f"""
     WITH heads AS (
-        INSERT INTO log_head (partition, position, dropped)
-        SELECT partition, level, level
+        INSERT INTO log_head (partition, position, opened, dropped)
+        SELECT partition, level, level, level
         FROM generate_series(0, :last) AS partition, (
             SELECT coalesce(max(position), 0) / {slices.LOG_SLICE} * {slices.LOG_SLICE} AS level FROM log_head
         ) AS least

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Integer, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
@@ -18,9 +18,16 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from shared.bus.log import NEXT_EPOCH
 
 if TYPE_CHECKING:
+    from sqlalchemy import Row
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-_LOCK = text("SELECT partition, settled FROM subscriptions WHERE service = :service ORDER BY partition FOR UPDATE")
+# The log drops nothing while a subscription is locked.
+_LOCK = text(
+    """
+    SELECT s.partition, s.settled, h.opened, h.dropped FROM subscriptions s JOIN log_head h USING (partition)
+    WHERE s.service = :service ORDER BY s.partition FOR UPDATE OF s
+    """
+)
 # An event's time is that of the beginning of its transaction, its position that of the end: no transaction takes 10 s.
 _WRITTEN_BEFORE = text(
     """
@@ -37,6 +44,10 @@ _REWIND = text(
     WHERE s.service = :service AND s.partition = r.partition
     """  # noqa: S608 - an expression of our own
 ).bindparams(bindparam("partitions", type_=ARRAY(Integer)), bindparam("positions", type_=ARRAY(BigInteger)))
+
+
+class EventsDroppedError(Exception):
+    """The log no longer holds what is asked for; the text says how far back it goes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +78,14 @@ async def rewind(
 ) -> list[Span] | None:
     """Rewind the partitions that stand behind the target; None when there is no such subscription.
 
-    The relay finds the stream without what is owed again, makes it anew and publishes.
+    The relay finds the stream without what is owed again, makes it anew and publishes. Raises `EventsDroppedError` when
+    some of those events are gone.
     """
     standing = (await connection.execute(_LOCK, {"service": service})).all()
     if not standing:
         return None
     chosen = [row for row in standing if target.partition in {None, row.partition}]
-    spans = [
-        Span(row.partition, await _position(connection, row.partition, row.settled, target), row.settled)
-        for row in chosen
-    ]
+    spans = [Span(row.partition, await _position(connection, row, target), row.settled) for row in chosen]
     spans = [span for span in spans if span.events > 0]
     if spans and not dry_run:
         await _move(connection, service, spans, replay=replay)
@@ -93,18 +102,28 @@ async def _move(connection: AsyncConnection, service: str, spans: Sequence[Span]
     await connection.execute(_REWIND, values)
 
 
-async def _position(connection: AsyncConnection, partition: int, settled: int, target: Target) -> int:
+async def _position(connection: AsyncConnection, standing: Row[Any], target: Target) -> int:
     if target.time is None:
-        return min(settled, target.position or 0)
-    return await _last_before(connection, partition, settled, target.time)
+        position = max(target.position or 0, int(standing.opened))
+        gone = position < standing.dropped
+    else:
+        position = await _last_before(connection, standing, target.time)
+        # Not even the first event that is left was certainly written before: the ones in front of it may be meant too.
+        gone = standing.opened < standing.dropped == position
+    if gone:
+        raise EventsDroppedError(
+            f"The log of partition {standing.partition} begins behind position {standing.dropped}, "
+            f"what was before it is dropped: rewind to position {standing.dropped}, or later."
+        )
+    return min(int(standing.settled), position)
 
 
-async def _last_before(connection: AsyncConnection, partition: int, settled: int, instant: datetime) -> int:
+async def _last_before(connection: AsyncConnection, standing: Row[Any], instant: datetime) -> int:
     """The last position up to `settled` that was written before `instant`, found by halving: time has no index."""
-    low, high = 0, settled
+    low, high = int(standing.dropped), int(standing.settled)
     while low < high:
         middle = (low + high + 1) // 2
-        values = {"partition": partition, "position": middle, "instant": instant}
+        values = {"partition": standing.partition, "position": middle, "instant": instant}
         if (await connection.execute(_WRITTEN_BEFORE, values)).scalar_one_or_none() is not False:
             low = middle
         else:

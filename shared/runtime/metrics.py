@@ -60,6 +60,10 @@ SILENT = Gauge(
     "orderstream_subscription_silent_seconds", "How long a service settled nothing although events wait", ("service",)
 )
 
+# Retention
+SLICES_DROPPED = Counter("orderstream_slices_dropped", "Slices of log or ledger that went after their time", ("table",))
+HELD_BYTES = Gauge("orderstream_slices_held_bytes", "Disk of slices that are past and still needed", ("table",))
+
 # Consumer
 DELIVERIES = Counter("orderstream_deliveries", "Deliveries by outcome", ("outcome",))
 DUPLICATES = Counter("orderstream_deliveries_duplicate", "Deliveries that the ledger knew already")

@@ -301,7 +301,7 @@ NO_SUBSCRIPTION: Responses = {404: problem_document("`not_found`")}
 REWIND: Responses = {
     200: {"model": RewoundOut},
     **NO_SUBSCRIPTION,
-    409: problem_document("`nothing_to_rewind`"),
+    409: problem_document("`nothing_to_rewind`, `events_dropped`"),
 }
 PARTITIONS: Responses = {200: {"model": PartitionsOut}}
 RAISE_PARTITIONS: Responses = {**PARTITIONS, 409: problem_document("`partitions_only_grow`")}

@@ -14,7 +14,7 @@ from services.checkout.routes.ops import Operator
 from services.checkout.routes.wiring import Wired
 from shared.bus import inspection
 from shared.bus.log import Reader
-from shared.bus.rewind import Span, rewind
+from shared.bus.rewind import EventsDroppedError, Span, rewind
 from shared.contracts.envelope import rfc3339
 from shared.web.problems import Problem, not_found
 
@@ -64,7 +64,10 @@ async def rewound(wired: Wired, caller: Operator, name: Name, request: RewindIn)
 
     async def work(connection: AsyncConnection) -> list[Span]:
         target, replay, dry_run = request.target(), request.replay, request.dry_run
-        spans = await rewind(connection, name, target, replay=replay, dry_run=dry_run)
+        try:
+            spans = await rewind(connection, name, target, replay=replay, dry_run=dry_run)
+        except EventsDroppedError as error:
+            raise Problem(409, "events_dropped", detail=str(error)) from error
         if spans is None:
             raise not_found("subscription")
         if not spans:

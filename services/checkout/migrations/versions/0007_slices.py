@@ -34,16 +34,11 @@ END $$
 
 
 def upgrade() -> None:
-    op.add_column(
-        "log_head",
-        sa.Column(
-            "dropped",
-            sa.BigInteger(),
-            server_default="0",
-            nullable=False,
-            comment="up to here the log holds nothing more",
-        ),
-    )
+    for name, comment in (
+        ("opened", "its first event has the position behind it"),
+        ("dropped", "up to here the log holds nothing more"),
+    ):
+        op.add_column("log_head", sa.Column(name, sa.BigInteger(), server_default="0", nullable=False, comment=comment))
     op.execute(INTO_SLICES)
     op.create_index("idempotency_keys_age", "idempotency_keys", ["created_at"], postgresql_using="brin")
     op.execute(
@@ -63,4 +58,5 @@ def downgrade() -> None:
     op.execute("ALTER TABLE whole RENAME TO event_log")
     op.execute("ALTER INDEX whole_pkey RENAME TO event_log_pkey")
     op.execute("ALTER INDEX whole_subject_idx RENAME TO event_log_subject")
-    op.drop_column("log_head", "dropped")
+    for name in ("dropped", "opened"):
+        op.drop_column("log_head", name)
