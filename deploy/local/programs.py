@@ -77,7 +77,8 @@ class Programs:
                 "PAYMENTS_WEBHOOK_SECRET": theirs.get(secret, credentials.webhook_secret),
                 "SEED_API_KEY": credentials.api_key,
                 "SEED_OPS_KEY": credentials.ops_key,
-                **{f"{other.upper()}_URL": settings.url(other) for other in SERVICES if other != name},
+                "SERVICES": ",".join(f"{other}={settings.url(other)}" for other in SERVICES if other != name),
+                "SERVICES_KEY": credentials.ops_key,
             }
         if name == "email":
             smtp = settings.smtp_url or f"smtp://127.0.0.1:{settings.port('smtp')}"

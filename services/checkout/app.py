@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from services.checkout.commands.batch import Batches, Command, Result
 from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
+from services.checkout.commands.downstream import Downstream
 from services.checkout.commands.keys import DatabaseKeys
 from services.checkout.commands.reconcile import Reconciliation
 from services.checkout.commands.recover import Recovery
@@ -19,7 +20,7 @@ from services.checkout.commands.webhooks import Webhooks
 from services.checkout.payments.breaker import Breaker, State
 from services.checkout.payments.guard import GuardedProvider, Lane
 from services.checkout.payments.stripe import StripeProvider
-from services.checkout.routes import catalogue, ops, orders, partitions, refunds, subscriptions
+from services.checkout.routes import catalogue, ops, orders, partitions, refunds, subscriptions, timeline
 from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
@@ -47,6 +48,8 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     stack.push_async_callback(streams.close)
     provider = payment_provider(settings)
     stack.push_async_callback(provider.close)
+    downstream = Downstream(settings.services, settings.services_key.get_secret_value())
+    stack.push_async_callback(downstream.close)
     clock = SystemClock()
     breaker = Breaker(clock.monotonic)
     lanes = {lane.name: GuardedProvider(provider, breaker, lane, clock) for lane in payment_lanes(settings)}
@@ -81,18 +84,19 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     checks.append(Check("subscriptions", ReadersProbe(db, log, relays, settings.forgotten_after_s)))
     loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
+    customers = [orders.router, refunds.router, timeline.router]
     operators = [ops.router, partitions.router, subscriptions.router]
     app = create_app(
         service=NAME,
         settings=settings,
         health=health,
         keys=DatabaseKeys(db, Quota(settings.key_rate, settings.key_burst)),
-        routers=[orders.router, refunds.router, catalogue.router, provider_webhooks.router, *operators],
+        routers=[*customers, catalogue.router, provider_webhooks.router, *operators],
         direct={orders.place: orders.place_directly},
         door=door,
         description="Takes orders: reserves stock, takes the payment, and tells the rest of the world.",
     )
-    app.state.wiring = Wiring(checkout, giving_back, webhooks, Catalogue(db), db, log, clock, health)
+    app.state.wiring = Wiring(checkout, giving_back, webhooks, Catalogue(db), db, log, clock, health, downstream)
     return Service(app, loops, [batches, webhooks.batches], health.drain, door)
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from typing import Annotated
+from urllib.parse import urlsplit
+
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import SettingsConfigDict
+from pydantic_settings import NoDecode, SettingsConfigDict
 
 from shared.runtime.settings import Keys, ServiceSettings
 
@@ -44,6 +47,11 @@ class CheckoutSettings(ServiceSettings):
         3600.0, gt=0, description="how long a service may settle nothing while events wait, before health warns"
     )
     source: str = Field("urn:orderstream:checkout", description="the `source` of every event")
+    services: Annotated[dict[str, str], NoDecode] = Field(
+        {},
+        description="where the services behind checkout answer, for timelines: email=http://host:port, comma separated",
+    )
+    services_key: SecretStr = Field(SecretStr(""), description="a key that opens their own API")
     key_rate: float = Field(5000.0, gt=0, le=10**6, description="requests per second of a key without its own rate")
     key_burst: int = Field(10_000, ge=1, le=10**6, description="requests at once of a key without its own rate")
     seed_api_key: SecretStr | None = Field(None, description="key of the demo tenant, for seed")
@@ -63,6 +71,22 @@ class CheckoutSettings(ServiceSettings):
         least = info.data.get("orders_in_flight_least", 1)
         if value < least:
             raise ValueError(f"must be at least the lower bound, {least}")
+        return value
+
+    @field_validator("services", mode="before")
+    @classmethod
+    def _split_services(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.strip().partition("=") for pair in value.split(",") if pair.strip()]
+        return {name.strip(): url.strip().rstrip("/") for name, _, url in pairs}
+
+    @field_validator("services")
+    @classmethod
+    def _are_addresses(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, url in value.items():
+            if not name or urlsplit(url).scheme not in {"http", "https"} or not urlsplit(url).hostname:
+                raise ValueError("must be like email=http://host:port, comma separated")
         return value
 
     @field_validator("payments_webhook_secret", mode="before")

@@ -99,6 +99,7 @@ class Change:
 class Audited:
     """Who did what, when."""
 
+    id: int
     key_id: str
     action: str
     detail: str
@@ -169,10 +170,11 @@ async def record(connection: AsyncConnection, key_id: str, action: str, detail: 
     await connection.execute(insert(ops_audit).values(key_id=key_id, action=action, detail=detail[:2000]))
 
 
-async def audit(connection: AsyncConnection, limit: int = 20) -> list[Audited]:
-    """What was done last."""
-    rows = await connection.execute(ops_audit.select().order_by(ops_audit.c.id.desc()).limit(limit))
-    return [Audited(row.key_id, row.action, row.detail, row.at) for row in rows]
+async def audit(connection: AsyncConnection, limit: int = 20, before: int | None = None) -> list[Audited]:
+    """What was done last, behind the id `before`."""
+    wanted = ops_audit.select() if before is None else ops_audit.select().where(ops_audit.c.id < before)
+    rows = await connection.execute(wanted.order_by(ops_audit.c.id.desc()).limit(limit))
+    return [Audited(row.id, row.key_id, row.action, row.detail, row.at) for row in rows]
 
 
 async def _change(

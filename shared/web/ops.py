@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Query
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
     from shared.web.health import Health
 
 Operator = Annotated[Principal, Depends(require(OPS))]
+Reader = Annotated[Principal, Depends(require("deliveries:read"))]
+Text = Annotated[str, StringConstraints(max_length=100)]
 Result = TypeVar("Result")
+
+
+AuditId = Annotated[int, Query(ge=0, lt=2**63, description="the last id of the page before")]
 
 
 class _Request(BaseModel):
@@ -38,8 +43,8 @@ class Filter(_Request):
     """Deliveries that fit every criterion given."""
 
     state: Annotated[State | None, Field(strict=False)] = None
-    order_id: str | None = Field(None, max_length=100)
-    type: str | None = Field(None, max_length=100)
+    order_id: Text | None = None
+    type: Text | None = None
     error: str | None = Field(None, max_length=2000, description="the whole text of last_error")
 
 
@@ -54,7 +59,7 @@ class RetryRequest(_Request):
     def _one_of_both(self) -> RetryRequest:
         if (self.ids is None) == (self.filter is None):
             raise ValueError("give either ids or filter")
-        if self.filter is not None and not self.filter.model_fields_set:
+        if self.filter is not None and not self.filter.model_dump(exclude_none=True):
             raise ValueError("an empty filter would mean everything: name a state at least")
         return self
 
@@ -110,6 +115,18 @@ class Paused(BaseModel):
     reason: str
 
 
+class Action(BaseModel):
+    """Something that somebody changed, and what came of it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    key_id: str
+    action: str
+    detail: str
+    at: Instant
+
+
 class Ops:
     """What the routes do. One instance per service."""
 
@@ -144,8 +161,8 @@ class Ops:
         self,
         _: Operator,
         state: State | None = None,
-        order_id: Annotated[str | None, Query(max_length=100)] = None,
-        type: Annotated[str | None, Query(max_length=100)] = None,  # noqa: A002 - the contract's name
+        order_id: Annotated[Text | None, Query()] = None,
+        type: Annotated[Text | None, Query()] = None,  # noqa: A002 - the contract's name
         limit: Limit = DEFAULT_LIMIT,
         starting_after: UUID | None = None,
     ) -> Page[Delivery]:
@@ -153,6 +170,14 @@ class Ops:
         wanted = Selection(None, state, order_id, type)
         async with self._db.reading() as connection:
             found = await inspection.find(connection, wanted, limit=limit + 1, starting_after=starting_after)
+        return page_of([_shown(one) for one in found], limit)
+
+    async def of_order(
+        self, _: Reader, order_id: Annotated[Text, Query(min_length=1)], limit: Limit = DEFAULT_LIMIT
+    ) -> Page[Delivery]:
+        """What became of an order's events here, newest first. Any key of the service opens it."""
+        async with self._db.reading() as connection:
+            found = await inspection.find(connection, Selection(order_id=order_id), limit=limit + 1)
         return page_of([_shown(one) for one in found], limit)
 
     async def retry(self, caller: Operator, wanted: RetryRequest) -> Changed:
@@ -178,6 +203,12 @@ class Ops:
     async def resume(self, caller: Operator) -> Paused:
         """Consume again."""
         return await self._control(caller, "resume", "")
+
+    async def actions(
+        self, _: Operator, limit: Limit = DEFAULT_LIMIT, starting_after: AuditId | None = None
+    ) -> Page[Action]:
+        """Who changed what, newest first: which key, when, and how many deliveries."""
+        return await audited(self._db, limit, starting_after)
 
     async def form(self, caller: Operator, request: Request) -> Response:
         """What the page's forms post."""
@@ -213,14 +244,14 @@ class Ops:
         wanted: RetryRequest,
         work: Callable[[AsyncConnection], Awaitable[inspection.Change]],
     ) -> Changed:
-        async def audited(connection: AsyncConnection) -> inspection.Change:
+        async def recorded(connection: AsyncConnection) -> inspection.Change:
             change = await work(connection)
             if not wanted.dry_run:
                 detail = f"{change.changed} of {change.matched}: {wanted.model_dump_json(exclude_none=True)}"
                 await inspection.record(connection, caller.key_id, action, detail)
             return change
 
-        change = await self._db.run(audited)
+        change = await self._db.run(recorded)
         return Changed(matched=change.matched, changed=change.changed, dry_run=wanted.dry_run)
 
     async def _control(self, caller: Principal, action: str, reason: str) -> Paused:
@@ -238,15 +269,24 @@ class Ops:
 def router(service: str, db: Database, health: Health) -> APIRouter:
     """The routes under `/ops` of a service that consumes events."""
     ops = Ops(service, db, health)
-    routes = APIRouter(prefix="/ops", tags=["ops"])
-    routes.add_api_route("", ops.page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
-    routes.add_api_route("/actions", ops.form, methods=["POST"], include_in_schema=False)
-    routes.add_api_route("/deliveries", ops.deliveries, methods=["GET"], summary="Deliveries, newest first")
-    routes.add_api_route("/deliveries/retry", ops.retry, methods=["POST"], summary="Try deliveries again")
-    routes.add_api_route("/deliveries/discard", ops.discard, methods=["POST"], summary="Give deliveries up")
-    routes.add_api_route("/pause", ops.pause, methods=["POST"], summary="Stop consuming")
-    routes.add_api_route("/resume", ops.resume, methods=["POST"], summary="Consume again")
+    routes = APIRouter(tags=["ops"])
+    routes.add_api_route("/ops", ops.page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
+    routes.add_api_route("/ops/actions", ops.form, methods=["POST"], include_in_schema=False)
+    routes.add_api_route("/ops/deliveries", ops.deliveries, methods=["GET"], summary="Deliveries, newest first")
+    routes.add_api_route("/ops/deliveries/retry", ops.retry, methods=["POST"], summary="Try deliveries again")
+    routes.add_api_route("/ops/deliveries/discard", ops.discard, methods=["POST"], summary="Give deliveries up")
+    routes.add_api_route("/ops/pause", ops.pause, methods=["POST"], summary="Stop consuming")
+    routes.add_api_route("/ops/resume", ops.resume, methods=["POST"], summary="Consume again")
+    routes.add_api_route("/ops/audit", ops.actions, methods=["GET"], summary="Who changed what, newest first")
+    routes.add_api_route("/v1/deliveries", ops.of_order, methods=["GET"], summary="What became of an order's events")
     return routes
+
+
+async def audited(db: Database, limit: int, starting_after: int | None) -> Page[Action]:
+    """A page of what people changed."""
+    async with db.reading() as connection:
+        found = await inspection.audit(connection, limit + 1, starting_after)
+    return page_of([Action.model_validate(one) for one in found], limit)
 
 
 def _shown(one: Seen) -> Delivery:

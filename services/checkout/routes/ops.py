@@ -17,7 +17,8 @@ from services.checkout.store import orders, refunds
 from shared.bus import inspection
 from shared.contracts.envelope import rfc3339
 from shared.web.auth import Principal, require
-from shared.web.pages import DEFAULT_LIMIT, Limit
+from shared.web.ops import Action, AuditId, audited
+from shared.web.pages import DEFAULT_LIMIT, Limit, Page
 from shared.web.templating import environment
 
 router = APIRouter(prefix="/ops", tags=["ops"])
@@ -43,6 +44,17 @@ async def page(wired: Wired, caller: Operator) -> HTMLResponse:  # noqa: ARG001 
         report=report, subscriptions=readers, unfinished=unfinished, open_refunds=open_refunds, audit=audit
     )
     return HTMLResponse(shown)
+
+
+@router.get("/audit", summary="Who changed what, newest first")
+async def actions(
+    wired: Wired,
+    caller: Operator,  # noqa: ARG001 - being let in counts
+    limit: Limit = DEFAULT_LIMIT,
+    starting_after: AuditId | None = None,
+) -> Page[Action]:
+    """Which key, when, and what: subscriptions, rewinds and whatever else is changed over this API."""
+    return await audited(wired.db, limit, starting_after)
 
 
 @router.get("/events", summary="The log, or the events of an order", responses=documents.EVENTS)

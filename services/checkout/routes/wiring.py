@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
+from services.checkout.commands.downstream import Downstream
 from services.checkout.commands.refund import Refunds
 from services.checkout.commands.webhooks import Webhooks
 from shared.bus.log import EventLog
@@ -29,6 +30,7 @@ class Wiring:
     log: EventLog
     clock: Clock
     health: Health
+    downstream: Downstream
 
 
 async def _wiring(request: Request) -> Wiring:

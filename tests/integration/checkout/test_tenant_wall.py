@@ -18,6 +18,7 @@ from tests.integration.checkout.conftest import API_KEY, Shop
 STRANGER = "stranger-key"
 ORDER_CALLS = [
     ("GET", "/v1/orders/{id}"),
+    ("GET", "/v1/orders/{id}/timeline"),
     ("POST", "/v1/orders/{id}/cancel"),
     ("POST", "/v1/orders/{id}/refunds"),
     ("GET", "/v1/orders/{id}/refunds"),
