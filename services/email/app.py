@@ -73,7 +73,7 @@ async def build(settings: EmailSettings, stack: AsyncExitStack) -> Service:
 def _bus(settings: EmailSettings, db: Database, streams: RedisStreams) -> Bus:
     deliverer = Deliverer(db, handlers(settings.domain))
     gate = Gate(deliverer)
-    consumer = Consumer(NAME, settings.consumer_name, streams, deliverer, gate)
+    consumer = Consumer(NAME, settings.consumer_name, streams, deliverer, gate, settings.claim_idle_s)
     return Bus(consumer, Retrier(deliverer, gate), gate)
 
 

@@ -33,8 +33,7 @@ log = structlog.get_logger()
 
 BATCH = 500  # events per transaction
 SWEEP_S = 1.0  # how often entries left open by others are looked for
-CLAIM_IDLE_MS = 15_000  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
-FORGET_IDLE_MS = 3_600_000
+CLAIM_IDLE_S = 15.0  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
 REPORT_S = 0.25
 STUCK_S = 3.0  # settled has not moved for so long although there is more in the stream: an entry lost its owner
 ADVANCE_LIMIT = 50_000
@@ -92,9 +91,19 @@ class PartitionConsumer(Loop):
     unknown_s = 0.2
 
     def __init__(
-        self, service: str, partition: int, name: str, streams: Streams, deliverer: Deliverer, gate: Gate
+        self,
+        service: str,
+        partition: int,
+        name: str,
+        streams: Streams,
+        deliverer: Deliverer,
+        gate: Gate,
+        claim_idle_s: float = CLAIM_IDLE_S,
     ) -> None:
-        """`name` must be unique among the replicas and the same after a restart."""
+        """`name` must be unique among the replicas; if it is the same after a restart, nobody waits for a claim.
+
+        A peer that is silent for `claim_idle_s` loses what it left open to this one, and then its name.
+        """
         super().__init__(f"consumer-{service}-{partition}")
         self._service = service
         self._partition = partition
@@ -103,6 +112,7 @@ class PartitionConsumer(Loop):
         self._streams = streams
         self._deliverer = deliverer
         self._gate = gate
+        self._claim_idle_ms = int(claim_idle_s * 1000)
         self._recovered = False
         self._swept_at = 0.0
         self._losses = 0
@@ -139,7 +149,11 @@ class PartitionConsumer(Loop):
 
     @override
     async def finish(self) -> None:
-        with contextlib.suppress(Exception):  # Redis may be away; peers then claim after CLAIM_IDLE_MS instead
+        # What was read and not begun goes into the ledger, where any replica takes it up at once. If the ledger is away
+        # a peer's next sweep takes it; if Redis is away, peers wait for the claim.
+        with contextlib.suppress(Exception):
+            await self._hand_over_own()
+        with contextlib.suppress(Exception):
             await self._streams.give_back(self._stream, self._service, self._name)
 
     async def _read(self) -> list[StreamEntry]:
@@ -172,21 +186,25 @@ class PartitionConsumer(Loop):
         if standing is None:
             return False
         await self._streams.create_group(self._stream, self._service, standing.settled)
+        await self._hand_over_own()
+        self._recovered = True
+        return True
+
+    async def _hand_over_own(self) -> None:
         after = "0"
         while entries := await self._streams.read_own(self._stream, self._service, self._name, after, BATCH):
             await self._hand_over(entries)
             after = entries[-1].id
-        self._recovered = True
-        return True
 
     async def _sweep(self) -> None:
         """Take over what others left open, and what lost its owner altogether."""
-        idle = await self._streams.claim_idle(self._stream, self._service, self._name, CLAIM_IDLE_MS, BATCH)
+        idle_ms = self._claim_idle_ms
+        idle = await self._streams.claim_idle(self._stream, self._service, self._name, idle_ms, BATCH)
         if idle:
             metrics.CLAIMED.inc(len(idle))
             log.info("claimed entries of an idle consumer", loop=self.name, entries=len(idle))
             await self._hand_over(idle)
-        await self._streams.forget_idle(self._stream, self._service, FORGET_IDLE_MS)
+        await self._streams.forget_idle(self._stream, self._service, idle_ms)
         self._swept_at = monotonic()
 
     async def adopt(self, settled: int) -> int:
@@ -283,9 +301,18 @@ class Reporter(Loop):
 class Consumer(Family):
     """All of a service's partitions; grows when the log gets more of them."""
 
-    def __init__(self, service: str, name: str, streams: Streams, deliverer: Deliverer, gate: Gate) -> None:
+    def __init__(
+        self,
+        service: str,
+        name: str,
+        streams: Streams,
+        deliverer: Deliverer,
+        gate: Gate,
+        claim_idle_s: float = CLAIM_IDLE_S,
+    ) -> None:
         """One `PartitionConsumer` and one `Reporter` per partition."""
         super().__init__("consumer")
+        self._claim_idle_s = claim_idle_s
         self._service = service
         self._consumer_name = name
         self._streams = streams
@@ -302,7 +329,13 @@ class Consumer(Family):
     def _maker(self, partition: int) -> Callable[[], Sequence[Loop]]:
         def make() -> Sequence[Loop]:
             consumer = PartitionConsumer(
-                self._service, partition, self._consumer_name, self._streams, self._deliverer, self._gate
+                self._service,
+                partition,
+                self._consumer_name,
+                self._streams,
+                self._deliverer,
+                self._gate,
+                self._claim_idle_s,
             )
             return consumer, Reporter(self._service, partition, self._streams, self._deliverer, consumer)
 

@@ -83,6 +83,22 @@ if redis.call('TYPE', KEYS[1]).ok == 'hash' then redis.call('HDEL', KEYS[1], '')
 return redis.call('HSET', KEYS[1], unpack(ARGV))
 """
 
+# In one step: a consumer that wakes up between look and deletion would lose for ever what it was given just then.
+_FORGET = """
+-- XINFO alone has other words for a missing stream; it means what NOGROUP means everywhere else.
+if redis.call('EXISTS', KEYS[1]) == 0 then return redis.error_reply('NOGROUP no such key') end
+local consumers = redis.pcall('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+if consumers.err then return consumers end
+for _, fields in ipairs(consumers) do
+  local consumer = {}
+  for i = 1, #fields, 2 do consumer[fields[i]] = fields[i + 1] end
+  if consumer.pending == 0 and consumer.idle > tonumber(ARGV[2]) then
+    redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], consumer.name)
+  end
+end
+return 1
+"""
+
 
 class State(StrEnum):
     """What the guard found when it compared the stream with the log."""
@@ -186,8 +202,36 @@ class RedisStreams:
 
     def __init__(self, url: str, client_name: str) -> None:
         """Two clients: a blocking read must neither time out early nor hold up a command."""
+<<<<<<< Updated upstream
         self._commands = connect(url, client_name, health_check_interval=15)
         self._blocking = connect(url, f"{client_name}-reader", timeout_s=BLOCK_MS / 1000 + 5)
+=======
+        # redis-py 8 retries ten times behind the caller's back: XADDs twice, blocking reads again and again. Our own
+        # loops retry, so the client never does.
+        never = Retry(NoBackoff(), 0)
+        self._commands = Redis.from_url(
+            url,
+            protocol=2,
+            retry=never,
+            socket_timeout=COMMAND_TIMEOUT_S,
+            socket_connect_timeout=COMMAND_TIMEOUT_S,
+            socket_keepalive=True,
+            health_check_interval=15,
+            client_name=client_name,
+        )
+        self._blocking = Redis.from_url(
+            url,
+            protocol=2,
+            retry=never,
+            socket_timeout=BLOCK_MS / 1000 + 5,
+            socket_connect_timeout=COMMAND_TIMEOUT_S,
+            socket_keepalive=True,
+            client_name=f"{client_name}-reader",
+        )
+        self._publish = self._commands.register_script(_PUBLISH)
+        self._rebuild = self._commands.register_script(_REBUILD)
+        self._forget = self._commands.register_script(_FORGET)
+>>>>>>> Stashed changes
 
     async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
         arguments: list[int | str] = [settled, cursor, head]
@@ -244,16 +288,7 @@ class RedisStreams:
         await self._commands.xdel(stream, entry_id)
 
     async def forget_idle(self, stream: str, group: str, idle_ms: int) -> None:
-        try:
-            consumers = await self._commands.xinfo_consumers(stream, group)
-        except ResponseError as error:
-            if str(error) == "no such key":
-                # XINFO alone has other words for a missing stream; it means what NOGROUP means everywhere else.
-                raise ResponseError(f"NOGROUP {error}") from error
-            raise
-        for consumer in consumers:
-            if consumer["pending"] == 0 and consumer["idle"] > idle_ms:
-                await self._commands.xgroup_delconsumer(stream, group, consumer["name"])
+        await cast("Awaitable[Any]", self._forget(keys=[stream], args=[group, idle_ms]))
 
     async def create_group(self, stream: str, group: str, settled: int) -> None:
         try:

@@ -57,6 +57,9 @@ class ServiceSettings(DatabaseSettings):
         max_length=200,
         description="unique per replica and stable over restarts, so that a restart finds its own entries",
     )
+    claim_idle_s: float = Field(
+        15.0, ge=0.5, le=3600, description="silence after which a replica loses what it left open to its peers"
+    )
     ops_keys: Keys = Field((), description="keys that open /ops, comma separated")
     api_keys: Keys = Field((), description="keys that open the service's own API, comma separated")
     trusted_hosts: Names = Field((), description="Host headers to answer, comma separated, *.name too; empty: all")

@@ -45,7 +45,8 @@ def consuming_service(
     stack.push_async_callback(streams.close)
     deliverer = Deliverer(db, handlers)
     gate = Gate(deliverer)
-    loops = [Consumer(name, settings.consumer_name, streams, deliverer, gate), Retrier(deliverer, gate)]
+    consumer = Consumer(name, settings.consumer_name, streams, deliverer, gate, settings.claim_idle_s)
+    loops = [consumer, Retrier(deliverer, gate)]
     health = Health(name, bus_checks(name, db, streams, gate), loops)
     app = create_app(
         service=name,

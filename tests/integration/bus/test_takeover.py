@@ -1,12 +1,21 @@
 """Who takes up what a dead, stopped or sleeping consumer left open."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
+import pytest_asyncio
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+from typing_extensions import override
 
-from shared.bus import consumer as consumer_module
-from shared.bus.retrier import Retrier
+from shared.bus import retrier as retrier_module
+from shared.bus.consumer import PartitionConsumer
+from shared.bus.log import LogEntry
+from shared.bus.relay import Relay
+from shared.bus.streams import RedisStreams, State
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 
 
@@ -22,14 +31,13 @@ async def test_a_restart_under_the_same_name_takes_up_its_own_entries_at_once(wo
     assert await world.effects() == (60, 60)
 
 
-async def test_a_peer_takes_over_what_a_dead_consumer_left_open(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(consumer_module, "CLAIM_IDLE_MS", 300)
+async def test_a_peer_takes_over_what_a_dead_consumer_left_open(world: World) -> None:
     await world.append(*(event() for _ in range(20)))
     await world.relay().run_once()
     await world.streams.create_group(STREAM, SERVICE, 0)
     await world.streams.read_new(STREAM, SERVICE, "dead", 20)
 
-    world.start_service("alive")
+    world.start(replica(world, "alive", claim_idle_s=0.3), world.retrier())
     await until(lambda: done(world, 20), timeout_s=5.0)
 
     assert await world.effects() == (20, 20)
@@ -37,17 +45,108 @@ async def test_a_peer_takes_over_what_a_dead_consumer_left_open(world: World, mo
     assert pending["pending"] == 0
 
 
-async def test_a_graceful_stop_hands_open_entries_over_in_about_a_second(world: World) -> None:
+async def test_who_stops_in_order_leaves_what_it_had_not_begun_in_the_ledger(world: World) -> None:
     await world.append(*(event() for _ in range(20)))
     await world.relay().run_once()
     await world.streams.create_group(STREAM, SERVICE, 0)
     await world.streams.read_new(STREAM, SERVICE, "leaving", 20)
 
-    await world.streams.give_back(STREAM, SERVICE, "leaving")
-    world.start_service("staying")
-    await until(lambda: done(world, 20), timeout_s=3.0)
+    await world.consumer("leaving").finish()
+    world.start(world.retrier())  # of whichever replica: it needs no stream for that
+    await until(lambda: done(world, 20), timeout_s=5.0)
 
     assert await world.effects() == (20, 20)
+    assert await names(world) == set()
+
+
+async def test_who_stops_while_the_ledger_is_away_gives_its_entries_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.append(*(event() for _ in range(20)))
+    await world.relay().run_once()
+    await world.streams.create_group(STREAM, SERVICE, 0)
+    await world.streams.read_new(STREAM, SERVICE, "leaving", 20)
+
+    with monkeypatch.context() as away:
+        away.setattr(world.deliverer, "hand_over", refuse)
+        await world.consumer("leaving").finish()
+    world.start(world.consumer("staying"), world.retrier())
+    await until(lambda: done(world, 20), timeout_s=5.0)
+
+    assert await world.effects() == (20, 20)
+
+
+async def test_fifty_restarts_under_random_names_leave_one_name(world: World) -> None:
+    await world.streams.create_group(STREAM, SERVICE, 0)
+    world.start(world.relay())
+    for number in range(50):
+        dying = asyncio.create_task(replica(world, f"random-{number}", claim_idle_s=1.0).run())
+        await world.append(event(), event())
+        await until(partial(is_known, world, f"random-{number}"))
+        await end(dying)
+
+    world.start(replica(world, "steady", claim_idle_s=1.0), world.retrier())
+    await until(lambda: done(world, 100))
+    await until(lambda: only(world, "steady"))
+
+    assert await world.effects() == (100, 100)
+
+
+async def test_a_name_that_still_has_something_open_is_never_forgotten(world: World) -> None:
+    """XGROUP DELCONSUMER drops what was open for ever."""
+    await world.append(*(event() for _ in range(3)))
+    await world.relay().run_once()
+    await world.streams.create_group(STREAM, SERVICE, 0)
+    await world.streams.read_new(STREAM, SERVICE, "busy", 1)
+    await world.streams.read_new(STREAM, SERVICE, "idle", 1)
+    await world.streams.ack(STREAM, SERVICE, ["2-0"])
+
+    await until(partial(forgotten, world, {"busy"}))
+
+    assert (await world.redis.xpending(STREAM, SERVICE))["pending"] == 1
+
+
+class DozingStreams(RedisStreams):
+    """Falls asleep before its first publish."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, "dozing")
+        self.asleep, self.awake = asyncio.Event(), asyncio.Event()
+
+    @override
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
+        self.asleep.set()
+        await self.awake.wait()
+        return await super().publish(stream, settled, cursor, head, entries)
+
+
+@pytest_asyncio.fixture
+async def dozing(redis_url: str) -> AsyncIterator[DozingStreams]:
+    streams = DozingStreams(redis_url)
+    yield streams
+    await streams.close()
+
+
+async def test_a_relay_that_slept_until_it_lost_its_lock_destroys_nothing_when_it_wakes(
+    world: World, dozing: DozingStreams
+) -> None:
+    sleeper = Relay(world.db, world.log, dozing, SERVICE, 0)
+    await world.append(event())
+    sleeper.wake()
+    sleeping = asyncio.create_task(sleeper.run_once())
+    await dozing.asleep.wait()
+
+    await lose_transactions(world)  # what idle_in_transaction_session_timeout does to who sleeps
+    await world.append(*(event() for _ in range(9)))
+    await until(lambda: published(world, 10))
+    dozing.awake.set()
+    with pytest.raises(DBAPIError):
+        await sleeping
+
+    assert await world.redis.xlen(STREAM) == 10
+    world.start_service()
+    await until(lambda: done(world, 10))
+    assert await world.effects() == (10, 10)
 
 
 async def test_a_consumer_with_nothing_open_is_forgotten_when_it_stops(world: World) -> None:
@@ -61,8 +160,11 @@ async def test_a_consumer_with_nothing_open_is_forgotten_when_it_stops(world: Wo
     assert await world.redis.xinfo_consumers(STREAM, SERVICE) == []
 
 
-async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobody_with_it(world: World) -> None:
+async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobody_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each round is a process that dies in the middle of its transaction, as the OOM killer would do it."""
+    monkeypatch.setattr(retrier_module, "FRESH_LEASE_S", 0.3)
     poison = event()
     others = [event() for _ in range(10)]
     await world.append(*others[:5], poison, *others[5:])
@@ -72,22 +174,56 @@ async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobo
         """Ends the process; no handler of errors sees it."""
 
     world.handling.failing[poison.subject] = Killed()  # type: ignore[assignment]
-    for _ in range(12):
-        replica = world.consumer()
-        retrier = world.retrier()
-        try:
-            await asyncio.wait_for(replica.run_once(), 5)
-            await until(partial(step, retrier), timeout_s=1.0)
-        except (Killed, TimeoutError):
-            continue
+    async with asyncio.timeout(60):
+        while await world.states() != {"done": 10, "dead": 1}:
+            with contextlib.suppress(Killed):
+                await asyncio.wait_for(world.consumer().run_once(), 5)
+                await world.retrier().run_once()
 
     assert await world.effects() == (10, 10)
-    assert await world.states() == {"done": 10, "dead": 1}
 
 
-async def step(retrier: Retrier) -> bool:
-    await retrier.run_once()
-    return False
+def replica(world: World, name: str, claim_idle_s: float) -> PartitionConsumer:
+    return PartitionConsumer(SERVICE, 0, name, world.streams, world.deliverer, world.gate, claim_idle_s)
+
+
+async def names(world: World) -> set[str]:
+    return {one["name"].decode() for one in await world.redis.xinfo_consumers(STREAM, SERVICE)}
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """As kill -9 would: no clean-up."""
+    while not task.done():  # a database call may swallow a cancellation, and the loop goes on
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.2)
+
+
+async def is_known(world: World, name: str) -> bool:
+    return name in await names(world)
+
+
+async def only(world: World, name: str) -> bool:
+    return await names(world) == {name}
+
+
+async def forgotten(world: World, left: set[str]) -> bool:
+    await world.streams.forget_idle(STREAM, SERVICE, 10)
+    return await names(world) == left
+
+
+async def refuse(arrivals: object) -> None:
+    raise ConnectionRefusedError(arrivals)
+
+
+async def lose_transactions(world: World) -> None:
+    async with world.db.reading() as connection:
+        sleeping = "FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+        await connection.execute(text(f"SELECT pg_terminate_backend(pid) {sleeping}"))
+
+
+async def published(world: World, count: int) -> bool:
+    await world.relay().run_once()
+    return int(await world.redis.xlen(STREAM)) == count
 
 
 async def done(world: World, count: int) -> bool:
