@@ -202,36 +202,8 @@ class RedisStreams:
 
     def __init__(self, url: str, client_name: str) -> None:
         """Two clients: a blocking read must neither time out early nor hold up a command."""
-<<<<<<< Updated upstream
         self._commands = connect(url, client_name, health_check_interval=15)
         self._blocking = connect(url, f"{client_name}-reader", timeout_s=BLOCK_MS / 1000 + 5)
-=======
-        # redis-py 8 retries ten times behind the caller's back: XADDs twice, blocking reads again and again. Our own
-        # loops retry, so the client never does.
-        never = Retry(NoBackoff(), 0)
-        self._commands = Redis.from_url(
-            url,
-            protocol=2,
-            retry=never,
-            socket_timeout=COMMAND_TIMEOUT_S,
-            socket_connect_timeout=COMMAND_TIMEOUT_S,
-            socket_keepalive=True,
-            health_check_interval=15,
-            client_name=client_name,
-        )
-        self._blocking = Redis.from_url(
-            url,
-            protocol=2,
-            retry=never,
-            socket_timeout=BLOCK_MS / 1000 + 5,
-            socket_connect_timeout=COMMAND_TIMEOUT_S,
-            socket_keepalive=True,
-            client_name=f"{client_name}-reader",
-        )
-        self._publish = self._commands.register_script(_PUBLISH)
-        self._rebuild = self._commands.register_script(_REBUILD)
-        self._forget = self._commands.register_script(_FORGET)
->>>>>>> Stashed changes
 
     async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
         arguments: list[int | str] = [settled, cursor, head]
@@ -288,7 +260,7 @@ class RedisStreams:
         await self._commands.xdel(stream, entry_id)
 
     async def forget_idle(self, stream: str, group: str, idle_ms: int) -> None:
-        await cast("Awaitable[Any]", self._forget(keys=[stream], args=[group, idle_ms]))
+        await self._commands.eval(_FORGET, 1, stream, group, idle_ms)
 
     async def create_group(self, stream: str, group: str, settled: int) -> None:
         try:
