@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import asyncpg
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
 from typing_extensions import override
@@ -26,6 +26,14 @@ CONFLICTS = (
     "40001",
     "40P01",
 )  # serialization_failure, deadlock_detected: nothing happened, the same again may work
+PGBOUNCER = "pgbouncer"  # in the query of a URL
+# Each transaction gets whichever session of Postgres is free. A statement that was prepared in one is unknown in the
+# next, or its name is taken; and names would pile up there. Without a name, it is replaced by the next statement.
+UNPREPARED: Mapping[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
 
 Result = TypeVar("Result")
 
@@ -33,13 +41,18 @@ Result = TypeVar("Result")
 class Database:
     """A pool of connections to one Postgres database.
 
-    Nothing is kept in a session between transactions, so PgBouncer in transaction mode may stand in between.
+    Nothing is kept in a session between transactions, so PgBouncer in transaction mode may stand in between. Its URL
+    ends with `?pgbouncer=true` then: statements are not prepared ahead, and each is in a transaction of its own.
     """
 
     def __init__(self, url: str, application_name: str, pool_size: int) -> None:
         """Prepare the pool; connections are opened when they are needed, not here."""
-        self.engine: AsyncEngine = create_async_engine(
-            asyncpg_url(url),
+        self._pgbouncer = has_pgbouncer(url)
+        settings = {"application_name": application_name}
+        if not self._pgbouncer:
+            settings["jit"] = "off"  # PgBouncer refuses settings that it does not know
+        self.engine = engine_for(
+            url,
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=POOL_TIMEOUT_S,
@@ -49,7 +62,7 @@ class Database:
                 "timeout": CONNECT_TIMEOUT_S,
                 "command_timeout": COMMAND_TIMEOUT_S,
                 "connection_class": _Hasty,
-                "server_settings": {"application_name": application_name, "jit": "off"},
+                "server_settings": settings,
             },
         )
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
@@ -71,7 +84,15 @@ class Database:
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for single statements, each its own transaction: no round trips for BEGIN and COMMIT."""
+        """A connection for single statements, each its own transaction: no round trips for BEGIN and COMMIT.
+
+        Behind PgBouncer it is one transaction: between two messages of a statement outside of one, the session may be
+        exchanged.
+        """
+        if self._pgbouncer:
+            async with self.transaction() as connection:
+                yield connection
+            return
         async with self._autocommit.connect() as connection:
             yield connection
 
@@ -121,10 +142,16 @@ class _Hasty(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types
         await super().close(timeout=min(timeout or CLOSE_TIMEOUT_S, CLOSE_TIMEOUT_S))
 
 
-def asyncpg_url(url: str) -> str:
-    """The URL as SQLAlchemy wants it: its default Postgres driver is another one than ours."""
-    scheme, rest = url.split("://", 1)
-    return f"postgresql+asyncpg://{rest}" if scheme in {"postgres", "postgresql"} else url
+def engine_for(url: str, *, connect_args: dict[str, Any], **options: Any) -> AsyncEngine:  # noqa: ANN401 - SQLAlchemy's
+    """An engine for a Postgres, or for a PgBouncer in front of it, with our driver: SQLAlchemy's default is another."""
+    parsed = make_url(url).set(drivername="postgresql+asyncpg").difference_update_query([PGBOUNCER])
+    unprepared = UNPREPARED if has_pgbouncer(url) else {}
+    return create_async_engine(parsed, connect_args={**connect_args, **unprepared}, **options)
+
+
+def has_pgbouncer(url: str) -> bool:
+    """Whether the URL says that it is that of a PgBouncer in transaction mode."""
+    return make_url(url).query.get(PGBOUNCER) == "true"
 
 
 async def _commit(transaction: AsyncTransaction) -> None:

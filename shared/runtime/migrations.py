@@ -9,10 +9,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from shared.runtime.db import asyncpg_url
+from shared.runtime.db import engine_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,9 +62,9 @@ def parts_of_tables(connection: Connection) -> frozenset[str]:
     return frozenset(connection.execute(text("SELECT relname FROM pg_class WHERE relispartition")).scalars())
 
 
-async def upgrade(url: str, directory: Path) -> None:
-    """Bring the database to the newest revision of the history in `directory`."""
-    await _with_connection(url, lambda connection: command.upgrade(configuration(directory, connection), "head"))
+async def upgrade(url: str, directory: Path, revision: str = "head") -> None:
+    """Bring the database to a revision of the history in `directory`, by default to the newest."""
+    await _with_connection(url, lambda connection: command.upgrade(configuration(directory, connection), revision))
 
 
 async def revise(url: str, directory: Path) -> None:
@@ -96,7 +95,7 @@ def configuration(directory: Path, connection: Connection | None = None) -> Conf
 
 
 async def _with_connection(url: str, work: Callable[[Connection], None]) -> None:
-    engine = create_async_engine(asyncpg_url(url), poolclass=NullPool, connect_args={"timeout": 10.0})
+    engine = engine_for(url, poolclass=NullPool, connect_args={"timeout": 10.0})
     try:
         async with engine.connect() as connection:
             await connection.run_sync(work)

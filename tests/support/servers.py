@@ -1,5 +1,6 @@
 """A real Postgres for tests, one per session, and a fresh database for whoever asks."""
 
+import os
 import secrets
 import shutil
 import socket
@@ -13,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.local import postgres
+from tests.support.pgbouncer import PgBouncer
 
 NewDatabase = Callable[[], Awaitable[str]]
 
@@ -43,7 +45,19 @@ async def postgres_url(server_folder: Path) -> AsyncIterator[str]:
 
 
 @pytest_asyncio.fixture(scope="session")
-async def new_database(postgres_url: str) -> NewDatabase:
+async def pgbouncer(postgres_url: str, server_folder: Path) -> AsyncIterator[PgBouncer | None]:
+    """A PgBouncer in front of it, where TEST_POSTGRES says so."""
+    if os.environ.get("TEST_POSTGRES") != "pgbouncer":
+        yield None
+        return
+    between = PgBouncer(server_folder / "pgbouncer", postgres_url, free_port())
+    await between.start()
+    yield between
+    await between.stop()
+
+
+@pytest_asyncio.fixture(scope="session")
+async def new_database(postgres_url: str, pgbouncer: PgBouncer | None) -> NewDatabase:
     """Call it for the DSN of an empty database; the server takes all of them along at the end."""
 
     async def create() -> str:
@@ -53,7 +67,7 @@ async def new_database(postgres_url: str) -> NewDatabase:
             await connection.execute(f"CREATE DATABASE {name}")
         finally:
             await connection.close()
-        return urlsplit(postgres_url)._replace(path=f"/{name}").geturl()
+        return urlsplit(pgbouncer.url if pgbouncer else postgres_url)._replace(path=f"/{name}").geturl()
 
     return create
 

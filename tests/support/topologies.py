@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from deploy.local import valkey
 from deploy.local.process import Process, Program, environment, valkey_ready
+from tests.support.absent import Absent
 from tests.support.servers import free_port
 
 READY_S = 60  # a machine with other things to do takes its time
@@ -29,10 +30,6 @@ DOWN_AFTER_MS = 1000  # and Sentinels a server
 MASTER = "orders"
 BUS_OFFSET = 10_000  # where a node of a cluster talks to the others
 HIGHEST_PORT = 65535
-
-
-class Absent(Exception):
-    """The machine has no such server. The text is one line that says how to get it."""
 
 
 def binary(make: str) -> Path:
