@@ -20,6 +20,7 @@ from shared.bus.progress import Epoch, Progress
 from shared.bus.streams import stream_name
 from shared.runtime import metrics
 from shared.runtime.errors import Action, Outage, classify
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Family, Loop
 
 if TYPE_CHECKING:
@@ -170,10 +171,12 @@ class PartitionConsumer(Loop):
                 await asyncio.wait({read})
 
     async def _deliver(self, entries: Sequence[StreamEntry]) -> None:
+        await reach("K1")
         whole = [entry for entry in entries if entry.event is not None]
         await self._deliverer.deliver([self._arrival(entry) for entry in whole])
         self._gate.success()
         self._losses = 0
+        await reach("K4")
         await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
         await self._discard_torn(entries)
 
@@ -218,6 +221,7 @@ class PartitionConsumer(Loop):
     async def _hand_over(self, entries: Sequence[StreamEntry]) -> None:
         whole = [entry for entry in entries if entry.event is not None]
         await self._deliverer.hand_over([self._arrival(entry) for entry in whole])
+        await reach("K4")
         await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
         await self._discard_torn(entries)
 
@@ -292,6 +296,7 @@ class Reporter(Loop):
             return await progress.advance(connection, self._partition, standing, ADVANCE_LIMIT)
 
     async def _report(self, now: Progress) -> None:
+        await reach("K5")
         partition = str(self._partition)
         report = {partition: now.settled, epoch_of(partition): now.epoch}
         await self._streams.report(settled_board(self._service), report)

@@ -27,6 +27,7 @@ from shared.contracts.envelope import Attributes, Envelope, UnreadableEvent, dec
 from shared.contracts.orders import EVENTS, MAJOR, ORDER_ENVELOPE, OrderState
 from shared.runtime import metrics
 from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, is_infrastructure
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import brief
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ class Deliverer:
         metrics.DUPLICATES.inc(len(batch) - len(new))
         fresh = [delivery for delivery in batch if delivery.row.event_id in new]
         await self._handle(connection, fresh)
+        await reach("K2")
         return fresh
 
     async def _retry_in(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> list[Delivery]:

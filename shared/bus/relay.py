@@ -21,6 +21,7 @@ from shared.bus.log import LogEntry, Subscription
 from shared.bus.progress import Epoch
 from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Family, Loop
 
 if TYPE_CHECKING:
@@ -54,12 +55,15 @@ _LOOK = text(
 
 # One round trip: lock the subscription, read the head and the next entries of the window.
 # SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work.
+# idle_in_transaction_session_timeout, for this transaction: a relay that sleeps loses the row, so that another goes on.
+# It is as long as a command of Redis may take, and what a sleeper publishes late, the guard refuses.
 # synchronous_commit off, for this transaction: a cursor or a settled that a crash takes back is published or mirrored
 # again, so waiting for the disk would buy nothing.
 _TAKE = text(
     """
     WITH taken AS (
-        SELECT cursor, settled, epoch, origin, rewound, replay, set_config('synchronous_commit', 'off', true)
+        SELECT cursor, settled, epoch, origin, rewound, replay, set_config('synchronous_commit', 'off', true),
+               set_config('idle_in_transaction_session_timeout', '4s', true)
         FROM subscriptions
         WHERE service = :service AND partition = :partition
         FOR UPDATE SKIP LOCKED
@@ -167,16 +171,19 @@ class Relay(Loop):
         board = await self._streams.board(settled_board(self._service))
         if not hinted and not await self._something_to_do(board):
             return 0
+        await reach("R4")
         async with self._db.transaction() as connection:
             taken = await self._take(connection)
             if taken is None:
                 return 0
+            await reach("R1")
             done = await self._pass(connection, taken, board)
             if done.after != done.before:
                 await connection.execute(_STORE, _row(done.after))
             # While the row is locked: whoever removes the subscription waits, and what is said here is not said after.
             await self._announce(taken, anew=done.lost is not None)
             self._compare(taken, board)
+            await reach("R3")
         self._report(done)
         if done.full:
             await asyncio.sleep(FULL_REST_S)
@@ -217,6 +224,7 @@ class Relay(Loop):
         now = replace(before, settled=self._mirror(taken, settled or 0))
         entries, lost = taken.entries, None
         answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
+        await reach("R2")
         if answer not in FIT:
             # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The
             # log is read before the stream is dropped: a relay that slept until it lost its lock destroys nothing.

@@ -11,6 +11,17 @@ C3  the request to the provider is sent, its answer is not there
 C4  the provider has answered, nothing of it is recorded
 C5  COMMIT took place, its answer is lost on the way
 C6  the outcome is committed, nobody is told
+
+R1  the relay has locked the subscription and read the log
+R2  the stream has the events, Redis' answer is lost on the way
+R3  the events are published, the cursor is not committed
+R4  what the service reports as settled is read, not mirrored
+
+K1  the consumer was given entries, its transaction is not begun
+K2  ledger and effects are written, COMMIT is not sent
+K3  COMMIT took place, its answer is lost on the way: C5 in the consumer's task, C5/consumer-email-0
+K4  ledger and effects are committed, the entries are not acknowledged
+K5  the entries are acknowledged, what is settled is not reported
 """
 
 from __future__ import annotations
@@ -30,7 +41,7 @@ log = structlog.get_logger()
 
 VARIABLE = "ORDERSTREAM_FAILPOINTS"
 EXIT_STATUS = 70  # sysexits.h: an internal error; told from a kill and from an orderly stop
-POINTS = ("C1", "C2", "C3", "C4", "C5", "C6")
+POINTS = ("C1", "C2", "C3", "C4", "C5", "C6", "R1", "R2", "R3", "R4", "K1", "K2", "K4", "K5")
 _SPEC = re.compile(
     r"(?P<point>\w+)(/(?P<task>[^=]+))?=(?P<action>exit|raise|hang:(?P<seconds>\d+(\.\d+)?))(@(?P<hit>[1-9]\d*))?"
 )

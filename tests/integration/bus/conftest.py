@@ -170,27 +170,35 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout_s: float = 20.
 @asynccontextmanager
 async def world_over(database_url: str, redis_url: str) -> AsyncIterator[World]:
     """A world of its own, in an empty database and over a stream server that it empties."""
+    async with another_process(database_url, redis_url) as made:
+        async with made.db.engine.begin() as connection:
+            await connection.run_sync(log_tables.create_all)
+            await connection.run_sync(ledger_tables.create_all)
+            await connection.execute(text("CREATE TABLE effects (event_id uuid, subject text, version int)"))
+            await connection.execute(text("INSERT INTO log_head VALUES (0, 0)"))
+        async with made.db.transaction() as connection:
+            await made.log.subscribe(connection, SERVICE)
+        await made.redis.flushall()
+        yield made
+
+
+@asynccontextmanager
+async def another_process(database_url: str, redis_url: str) -> AsyncIterator[World]:
+    """The world as one more process of it has it."""
     db = Database(database_url, "test", 10)
-    async with db.engine.begin() as connection:
-        await connection.run_sync(log_tables.create_all)
-        await connection.run_sync(ledger_tables.create_all)
-        await connection.execute(text("CREATE TABLE effects (event_id uuid, subject text, version int)"))
-        await connection.execute(text("INSERT INTO log_head VALUES (0, 0)"))
-    log = EventLog()
-    async with db.transaction() as connection:
-        await log.subscribe(connection, SERVICE)
     streams = RedisStreams(redis_url, "test")
     redis = connect(redis_url, "nemesis")
-    await redis.flushall()
     handling = Handling()
     handlers: dict[str, Handler] = {ORDER_COMPLETED: handling, ORDER_CANCELLED: handling}
     deliverer = Deliverer(db, handlers, Backoff(base_s=0.05, retries=3))
-    made = World(db, log, streams, redis, handling, deliverer, Gate(deliverer))
-    yield made
-    await made.kill()
-    await streams.close()
-    await redis.aclose()
-    await db.close()
+    made = World(db, EventLog(), streams, redis, handling, deliverer, Gate(deliverer))
+    try:
+        yield made
+    finally:
+        await made.kill()
+        await streams.close()
+        await redis.aclose()
+        await db.close()
 
 
 @pytest_asyncio.fixture(loop_scope="session")

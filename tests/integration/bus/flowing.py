@@ -20,9 +20,11 @@ class Flow:
 
     world: World
     appended: int = 0
+    ebbing: bool = False
 
     async def run(self) -> None:
-        while True:
+        """Append until told to ebb; a transaction is not cancelled half-way."""
+        while not self.ebbing:
             await self.world.append(*(event() for _ in range(BURST)))
             self.appended += BURST
             await asyncio.sleep(PAUSE_S)
@@ -54,8 +56,8 @@ async def flowing(world: World) -> AsyncIterator[Flow]:
     try:
         yield flow
     finally:
-        appending.cancel()
-        await asyncio.wait({appending})
+        flow.ebbing = True
+        await appending
     await comes_to_rest(world)
 
 

@@ -12,7 +12,8 @@ DECLINED = "pm_card_visa_chargeDeclined"
 
 # Where in an order's life, as it is written for a process: the second hit of C1 and C5 is (nearly always) a settling.
 MOMENTS = ("C1=%s@1", "C1=%s@2", "C2=%s@1", "C3=%s@1", "C4=%s@1", "C5/orders=%s@1", "C5/orders=%s@2", "C6=%s@1")
-FIRST = {point: f"{point}/orders=exit@1" if point == "C5" else f"{point}=exit@1" for point in POINTS}
+ORDERS = [point for point in POINTS if point.startswith("C")]
+FIRST = {point: f"{point}/orders=exit@1" if point == "C5" else f"{point}=exit@1" for point in ORDERS}
 
 StoryAt = Callable[[Stage, str], Awaitable[list[str]]]
 Play = Callable[[StoryAt, Iterable[str]], Awaitable[dict[str, list[str]]]]
@@ -100,7 +101,7 @@ async def test_a_second_death_during_the_recovery_from_the_first_loses_and_doubl
         wrong = [f"ended with {ended}"] if ended != [EXIT_STATUS] * 2 else []
         return wrong + await stage.complaints(replica)
 
-    assert await play(story, [f"{first} {second}" for first in POINTS for second in POINTS]) == {}
+    assert await play(story, [f"{first} {second}" for first in ORDERS for second in ORDERS]) == {}
 
 
 def some_clients() -> list[Client]:
