@@ -7,6 +7,7 @@ import typer
 
 from deploy.orderctl import keys, partitions, subscriptions
 from deploy.orderctl.operations import Refused, Unavailable
+from deploy.orderctl.verify import verify
 from services.checkout.commands.keys import KeyRefused
 from shared.runtime.errors import is_infrastructure
 from shared.runtime.supervision import brief
@@ -25,6 +26,7 @@ orderctl = typer.Typer(
 orderctl.add_typer(keys.commands, name="keys")
 orderctl.command(name="partitions")(partitions.partitions)
 orderctl.add_typer(subscriptions.commands, name="subscriptions")
+orderctl.command()(verify)
 
 
 def main() -> None:
