@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import blake2b
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 OUTAGE_PROBE_S = 5.0
+BRAKED_S = 60.0
+STRANGER = "not written by the relay: its place in the stream is no position of the log"
+IMPOSTOR = "another event with this id came before: possible tampering"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,10 @@ class Delivery:
     event: Event | None = None
     raw: bytes | str = b""
 
+    def is_of(self, event_id: UUID) -> bool:
+        """Whether the bytes are of the event that the ledger's row is about, and not of an impostor."""
+        return self.row.event_id == event_id
+
     def kept(self, **changes: Any) -> Row:  # noqa: ANN401 - fields of Row
         """The row with the event in it, because something is still to be done with it."""
         return replace(self.row, event=self.row.event or _text(self.raw), **changes)
@@ -95,7 +103,7 @@ class Deliverer:
 
     async def deliver(self, arrivals: Sequence[Arrival]) -> None:
         """Settle what is new among the arrivals; returns when every one of them is in the ledger."""
-        batch = _first_of_each([self._sort(arrival) for arrival in arrivals])
+        batch = _told_apart([self._sort(arrival) for arrival in arrivals])
         if batch:
             await self._attempt(batch, self._deliver_in)
 
@@ -104,27 +112,28 @@ class Deliverer:
 
         They may be here a second time because the first time killed the process.
         """
-        batch = _first_of_each([self._sort(arrival) for arrival in arrivals])
-        rows = [_as_due(delivery) if delivery.event else delivery.row for delivery in batch]
-        if rows:
-            await self.db.run(lambda connection: self._record_due(connection, rows))
+        batch = _told_apart([self._sort(arrival) for arrival in arrivals])
+        if batch:
+            due = [_as_due(delivery) if delivery.event else delivery for delivery in batch]
+            await self.db.run(lambda connection: self._record_due(connection, due))
 
     async def retry(self, rows: Sequence[Row]) -> None:
         """Run rows that were taken from the ledger; their attempt is counted already."""
-        batch = [self._sort(Arrival(row.partition, row.position, row.event or "")) for row in rows]
-        taken = {row.event_id: row for row in rows}
-        runnable = [Delivery(taken[d.row.event_id], d.event) for d in batch if d.event]
-        for unable in (d for d in batch if d.event is None):
-            await self.db.run(lambda c, d=unable: self._refuse(c, taken[d.row.event_id], d.row))  # type: ignore[misc]
+        # Position 0 for what the relay did not write: it is due because somebody looked and let it through.
+        batch = [(row, self._sort(Arrival(row.partition, row.position or 0, row.event or ""))) for row in rows]
+        runnable = [Delivery(row, found.event) for row, found in batch if found.event and found.is_of(row.event_id)]
+        for row, found in ((row, found) for row, found in batch if not (found.event and found.is_of(row.event_id))):
+            await self.db.run(lambda c, row=row, found=found: self._refuse(c, row, found))  # type: ignore[misc]
         for row in (d.row for d in runnable if self.backoff.exhausted(d.row.attempts - 1)):
             await self._die(row, row.last_error or "the process died each time it handled this event")
         alive = [d for d in runnable if not self.backoff.exhausted(d.row.attempts - 1)]
         if alive:
             await self._attempt(alive, self._retry_in)
 
-    def knows(self, raw: str) -> bool:
-        """Whether this version of the code can read the event (parked events are resumed when it can)."""
-        return self._sort(Arrival(0, None, raw)).row.state is not State.PARKED
+    def knows(self, event_id: UUID, raw: str) -> bool:
+        """Whether this version of the code can read the parked event (it is resumed when it can)."""
+        found = self._sort(Arrival(0, 0, raw))
+        return found.row.state is not State.PARKED and found.is_of(event_id)
 
     def _sort(self, arrival: Arrival) -> Delivery:
         """Decide from the bytes alone what is to be done with an arrival."""
@@ -132,7 +141,7 @@ class Deliverer:
             known = ORDER_ENVELOPE.validate_json(arrival.raw)
         except (ValidationError, RecursionError):
             return self._sort_odd(arrival)
-        if known.major != MAJOR or known.type not in self._handlers:
+        if known.major != MAJOR or known.type not in self._handlers or arrival.position is None:
             return self._sort_odd(arrival)
         event = Event(
             known.id, known.type, known.subject, known.orderversion, known.time, known.data, known.traceparent
@@ -150,7 +159,7 @@ class Deliverer:
         reason = _why_parked(envelope)
         if reason is None and envelope.type not in self._handlers:
             return Delivery(replace(row, state=State.IGNORED))
-        reason = reason or _misfit(envelope)
+        reason = reason or _misfit(envelope, arrival)
         return Delivery(replace(row, state=State.PARKED, event=storable(text), last_error=reason))
 
     async def _attempt(
@@ -180,12 +189,22 @@ class Deliverer:
         subjects = {delivery.row.subject for delivery in batch if delivery.event}
         blocked = await self.ledger.blocked(connection, sorted(subjects)) if subjects else set()
         batch = [_behind(delivery) if delivery.row.subject in blocked else delivery for delivery in batch]
-        new = await self.ledger.record(connection, [delivery.row for delivery in batch])
-        metrics.DUPLICATES.inc(len(batch) - len(new))
+        new = await self._record(connection, batch)
         fresh = [delivery for delivery in batch if delivery.row.event_id in new]
         await self._handle(connection, fresh)
         await reach("K2")
         return fresh
+
+    async def _record(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> set[UUID]:
+        """Insert what is new. What has the id of an event that is there, but other content, is parked beside it."""
+        new = await self.ledger.record(connection, [delivery.row for delivery in batch])
+        known = [delivery for delivery in batch if delivery.row.event_id not in new]
+        metrics.DUPLICATES.inc(len(known))
+        forged = await self.ledger.forged(connection, [delivery.row for delivery in known]) if known else set()
+        impostors = [_impostor(delivery) for delivery in known if delivery.row.event_id in forged]
+        if impostors:
+            await self.ledger.record(connection, [delivery.row for delivery in impostors])
+        return new
 
     async def _retry_in(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> list[Delivery]:
         mine = await self.ledger.settle(connection, [delivery.row for delivery in batch])
@@ -213,8 +232,9 @@ class Deliverer:
     async def _die(self, row: Row, error: str) -> None:
         self.brake.note(died=True)
         if self.brake.tripped:
-            # Most of the last deliveries died: the code is to blame, not the events. Keep this one, stop consuming.
-            await self._store(replace(row, state=State.RETRYING, last_error=error, delay_s=60.0))
+            # Most of the last deliveries died: the code is to blame, not the events. Keep this one, stop consuming. Its
+            # last attempt is given back, or it would be dead after the resume without having seen the better code.
+            await self._store(replace(row, state=State.RETRYING, last_error=error, delay_s=BRAKED_S), counted=False)
             await self.db.run(lambda c: self.ledger.set_control(c, paused=True, reason=f"brake: {error}", by="brake"))
             log.error("brake: most of the last deliveries died, consuming is paused", error=error)
             return
@@ -222,12 +242,12 @@ class Deliverer:
         log.error("delivery is dead", event_id=str(row.event_id), type=row.type, subject=row.subject, error=error)
         await self._store(replace(row, state=State.DEAD, last_error=error, delay_s=None))
 
-    async def _store(self, row: Row) -> None:
+    async def _store(self, row: Row, *, counted: bool = True) -> None:
         """Write the row whether it is new or was taken from the ledger."""
 
         async def write(connection: AsyncConnection) -> None:
             if not await self.ledger.record(connection, [row]):
-                await self.ledger.fail(connection, row, row.state, row.last_error or "", row.delay_s, counted=True)
+                await self.ledger.fail(connection, row, row.state, row.last_error or "", row.delay_s, counted=counted)
 
         await self.db.run(write)
 
@@ -240,22 +260,24 @@ class Deliverer:
 
         await self.db.run(write)
 
-    async def _refuse(self, connection: AsyncConnection, taken: Row, found: Row) -> None:
+    async def _refuse(self, connection: AsyncConnection, taken: Row, found: Delivery) -> None:
         """A row that was due but that this version cannot run (any more)."""
-        error = found.last_error or "no handler for this type"
-        state = found.state if found.state is State.PARKED else State.DEAD
+        parked = found.row.state is State.PARKED or not found.is_of(taken.event_id)
+        error = found.row.last_error or (IMPOSTOR if parked else "no handler for this type")
+        state = State.PARKED if parked else State.DEAD
         await self.ledger.fail(connection, taken, state, error, None, counted=False)
 
-    async def _record_due(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
-        blocked = await self.ledger.blocked(connection, sorted({row.subject for row in rows}))
+    async def _record_due(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> None:
+        blocked = await self.ledger.blocked(connection, sorted({delivery.row.subject for delivery in batch}))
         ordered = []
-        for row in rows:
+        for delivery in batch:
+            row = delivery.row
             behind = row.state is State.RETRYING and row.subject in blocked
-            ordered.append(replace(row, state=State.WAITING, delay_s=None) if behind else row)
+            waiting = replace(delivery, row=replace(row, state=State.WAITING, delay_s=None))
+            ordered.append(waiting if behind else delivery)
             if row.state is State.RETRYING:
                 blocked.add(row.subject)
-        new = await self.ledger.record(connection, ordered)
-        metrics.DUPLICATES.inc(len(rows) - len(new))
+        await self._record(connection, ordered)
 
     def _count(self, done: Sequence[Delivery]) -> None:
         now = datetime.now(UTC)
@@ -295,12 +317,30 @@ def _why_parked(envelope: Envelope) -> str | None:
     return None
 
 
-def _first_of_each(batch: Sequence[Delivery]) -> list[Delivery]:
-    return list({delivery.row.event_id: delivery for delivery in reversed(batch)}.values())[::-1]
+def _told_apart(batch: Sequence[Delivery]) -> list[Delivery]:
+    """Each event once, and what only has the id of another one as the impostor that it is."""
+    first: dict[UUID, Delivery] = {}
+    for delivery in batch:
+        known = first.setdefault(delivery.row.event_id, delivery)
+        if known.row.digest != delivery.row.digest:
+            impostor = _impostor(delivery)
+            first.setdefault(impostor.row.event_id, impostor)
+    return list(first.values())
 
 
-def _as_due(delivery: Delivery) -> Row:
-    return delivery.kept(state=State.RETRYING, attempts=0, delay_s=0.0)
+def _impostor(delivery: Delivery) -> Delivery:
+    """The delivery as one of its own: it must not pass for the event whose id it has, and somebody has to look."""
+    row = delivery.row
+    metrics.IMPOSTORS.inc()
+    log.error("another event has this id, possible tampering", event_id=str(row.event_id), position=row.position)
+    own_id = uuid5(NAMESPACE_OID, f"{row.event_id}/{row.partition}/{row.position}/{row.digest}")
+    text = storable(_text(delivery.raw))
+    parked = replace(row, event_id=own_id, state=State.PARKED, event=text, last_error=IMPOSTOR, delay_s=None)
+    return Delivery(parked, None, delivery.raw)
+
+
+def _as_due(delivery: Delivery) -> Delivery:
+    return replace(delivery, row=delivery.kept(state=State.RETRYING, attempts=0, delay_s=0.0))
 
 
 def _behind(delivery: Delivery) -> Delivery:
@@ -310,14 +350,14 @@ def _behind(delivery: Delivery) -> Delivery:
     return replace(delivery, row=delivery.kept(state=State.WAITING, attempts=0))
 
 
-def _misfit(envelope: Envelope) -> str:
+def _misfit(envelope: Envelope, arrival: Arrival) -> str:
     try:
         EVENTS[envelope.type].model_validate(envelope.data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         return f"data does not fit {envelope.dataschema}: {place}: {first['msg']}"
-    return f"data does not fit {envelope.dataschema}"
+    return STRANGER if arrival.position is None else f"data does not fit {envelope.dataschema}"
 
 
 def _text(raw: bytes | str) -> str:
@@ -327,5 +367,11 @@ def _text(raw: bytes | str) -> str:
 def _row(envelope: Attributes, arrival: Arrival) -> Row:
     return Row(
         envelope.id, arrival.partition, arrival.position, envelope.type, envelope.subject, envelope.orderversion,
-        State.DONE,
+        State.DONE, digest=_digest(arrival.raw),
     )  # fmt: skip
+
+
+def _digest(raw: bytes | str) -> int:
+    """Eight bytes of BLAKE2b as Postgres' bigint: enough to tell an event from a forgery of it."""
+    content = raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), signed=True)

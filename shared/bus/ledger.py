@@ -70,6 +70,7 @@ deliveries = Table(
     Column("event", Text, comment="the event itself, while it is not settled"),
     Column("received_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
     Column("settled_at", DateTime(timezone=True)),
+    Column("digest", BigInteger, comment="of the event as it came, to tell it from another one with its id"),
     CheckConstraint(f"state IN ({', '.join(repr(str(state)) for state in State)})", name="deliveries_state_known"),
     Index("deliveries_position", "partition", "position"),
     Index("deliveries_subject", "subject"),
@@ -124,6 +125,7 @@ class Row:
     event: str | None = None
     last_error: str | None = None
     delay_s: float | None = None
+    digest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +142,14 @@ class Control:
 _RECORD = text(
     """
     INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event,
-                            last_error, next_attempt_at, settled_at)
+                            last_error, next_attempt_at, settled_at, digest)
     SELECT e.event_id, e.partition, e.position, e.type, e.subject, e.version, e.state, e.attempts, e.event,
            e.last_error, now() + e.delay_s * interval '1 second',
-           CASE WHEN e.state IN ('done', 'ignored') THEN now() END
+           CASE WHEN e.state IN ('done', 'ignored') THEN now() END, e.digest
     FROM unnest(:ids, :partitions, :positions, :types, :subjects, :versions, :states, :attempts, :events, :errors,
-                :delays)
-         AS e (event_id, partition, position, type, subject, version, state, attempts, event, last_error, delay_s)
+                :delays, :digests)
+         AS e (event_id, partition, position, type, subject, version, state, attempts, event, last_error, delay_s,
+               digest)
     WHERE NOT EXISTS (SELECT 1 FROM progress p WHERE p.partition = e.partition AND e.position <= p.forgotten)
     ON CONFLICT (event_id) DO NOTHING
     RETURNING event_id
@@ -163,7 +166,15 @@ _RECORD = text(
     bindparam("events", type_=ARRAY(Text)),
     bindparam("errors", type_=ARRAY(Text)),
     bindparam("delays", type_=ARRAY(Double)),
+    bindparam("digests", type_=ARRAY(BigInteger)),
 )
+
+_FORGED = text(
+    """
+    SELECT d.event_id FROM deliveries d
+    JOIN unnest(:ids, :digests) AS e (event_id, digest) USING (event_id) WHERE d.digest <> e.digest
+    """
+).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)), bindparam("digests", type_=ARRAY(BigInteger)))
 
 _BLOCKED = text(
     """
@@ -251,9 +262,15 @@ class Ledger:
                 "events": [row.event for row in rows],
                 "errors": [row.last_error for row in rows],
                 "delays": [row.delay_s for row in rows],
+                "digests": [row.digest for row in rows],
             },
         )
         return set(written.scalars())
+
+    async def forged(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
+        """Which of the rows have the id of an event that is there, but not its content."""
+        ids, digests = [row.event_id for row in rows], [row.digest for row in rows]
+        return set((await connection.execute(_FORGED, {"ids": ids, "digests": digests})).scalars())
 
     async def blocked(self, connection: AsyncConnection, subjects: Sequence[str]) -> set[str]:
         """Which of the orders have an event that is still to be tried."""
@@ -309,8 +326,10 @@ class Ledger:
         return (await connection.execute(_RELEASE)).rowcount
 
     async def parked(self, connection: AsyncConnection) -> list[tuple[UUID, str]]:
-        """Every parked row that still has its event."""
-        found = deliveries.select().where(deliveries.c.state == State.PARKED, deliveries.c.event.is_not(None))
+        """Every parked row that still has its event, and had it from the relay."""
+        found = deliveries.select().where(
+            deliveries.c.state == State.PARKED, deliveries.c.event.is_not(None), deliveries.c.position.is_not(None)
+        )
         return [(row.event_id, row.event) for row in await connection.execute(found)]
 
     async def resume_parked(self, connection: AsyncConnection, ids: Sequence[UUID]) -> int:

@@ -90,7 +90,7 @@ class Retrier(Loop):
         """After a deploy: what an older version of the code did not know may be known now."""
         async with self._deliverer.db.reading() as connection:
             parked = await self._deliverer.ledger.parked(connection)
-        known = [event_id for event_id, raw in parked if self._deliverer.knows(raw)]
+        known = [event_id for event_id, raw in parked if self._deliverer.knows(event_id, raw)]
         if known:
             resumed = await self._deliverer.db.run(lambda c: self._deliverer.ledger.resume_parked(c, known))
             log.info("parked events resumed", resumed=resumed)

@@ -67,6 +67,7 @@ HELD_BYTES = Gauge("orderstream_slices_held_bytes", "Disk of slices that are pas
 # Consumer
 DELIVERIES = Counter("orderstream_deliveries", "Deliveries by outcome", ("outcome",))
 DUPLICATES = Counter("orderstream_deliveries_duplicate", "Deliveries that the ledger knew already")
+IMPOSTORS = Counter("orderstream_deliveries_impostor", "Deliveries with the id of an event but with other content")
 CLAIMED = Counter("orderstream_deliveries_claimed", "Entries taken over from another consumer")
 LEDGER = Gauge("orderstream_ledger_rows", "Deliveries that are not settled, by state", ("state",))
 OLDEST_UNSETTLED = Gauge("orderstream_oldest_unsettled_seconds", "Age of the oldest delivery that is not settled")

@@ -5,9 +5,11 @@ import asyncio
 import pytest
 from sqlalchemy import text
 
-from shared.bus.consumer import Gate
+from shared.bus import inspection
 from shared.bus.delivery import Arrival, Deliverer
-from shared.bus.retry import Backoff, Brake
+from shared.bus.inspection import Selection
+from shared.bus.ledger import State
+from shared.bus.retry import Backoff
 from shared.contracts.envelope import Envelope, encode
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_REFUNDED
 from shared.runtime.errors import DeadEvent, Outage
@@ -102,27 +104,6 @@ async def test_two_replicas_that_get_the_same_batch_at_once_apply_it_once(world:
     assert await world.effects() == (100, 100)
 
 
-RUBBISH = [
-    b"",
-    b"not json",
-    b"[1, 2]",
-    b"null",
-    b'{"specversion": "1.0"}',
-    b"\x00\xff\xfe",
-    b'{"a":' * 2000,
-    b'{"id": "' + b"x" * 5_000_000 + b'"}',
-]
-
-
-@pytest.mark.parametrize("raw", RUBBISH, ids=lambda raw: repr(raw[:20]))
-async def test_bytes_that_are_no_event_are_parked_with_a_reason(world: World, raw: bytes) -> None:
-    await world.deliverer.deliver(arrivals(raw, event()))
-    await world.deliverer.deliver(arrivals(raw))
-
-    assert await world.states() == {"parked": 1, "done": 1}
-    assert await world.scalar("SELECT length(last_error) FROM deliveries WHERE state = 'parked'") > 5
-
-
 async def test_bytes_that_are_no_event_do_not_stop_what_comes_behind_them(world: World) -> None:
     """Written by hand where the relay's next entry belongs: parked, and everything behind it goes on."""
     await world.redis.xadd(STREAM, {"event": "rubbish"}, id="1-0")
@@ -197,17 +178,28 @@ async def test_an_outage_spends_no_attempt_and_ends_by_itself(world: World) -> N
     assert await world.scalar("SELECT max(attempts) FROM deliveries") <= 2
 
 
-async def test_a_handler_that_fails_on_everything_trips_the_brake(world: World) -> None:
-    """A bad deploy must not empty the stream into the dead letters."""
+@pytest.mark.parametrize("error", [DeadEvent("bad deploy"), RuntimeError("bad deploy")], ids=repr)
+async def test_after_a_bad_deploy_the_brake_is_released_and_what_was_not_dead_yet_is_done(
+    world: World, error: Exception
+) -> None:
+    """With either error: one that kills at once, and one that kills after the last retry."""
     events = [event() for _ in range(150)]
-    world.handling.failing.update({one.subject: DeadEvent("bad deploy") for one in events})
-    world.deliverer.brake = Brake(window=100, at_least=20)
+    world.handling.failing.update({one.subject: error for one in events})
+    world.deliverer.backoff = Backoff(base_s=0.01, retries=2)
+    await world.append(*events)
+    world.start(world.relay())
+    world.start_service()
+    await until(lambda: paused(world), timeout_s=60)
+    dead = (await world.states())["dead"]
 
-    await world.deliverer.deliver(arrivals(*events))
+    world.handling.failing.clear()  # the deploy of the repaired code
+    async with world.db.transaction() as connection:
+        await inspection.retry(connection, Selection(state=State.RETRYING), dry_run=False)
+        await world.deliverer.ledger.set_control(connection, paused=False, reason="repaired", by="ann")
+    await until(lambda: all_done(world, 150 - dead), timeout_s=60)
 
-    states = await world.states()
-    assert states["dead"] <= 100
-    assert await Gate(world.deliverer).closed()
+    assert 0 < dead <= 100
+    assert await world.states() == {"dead": dead, "done": 150 - dead}
 
 
 async def test_a_pause_holds_over_a_restart_and_a_resume_goes_on(world: World) -> None:
@@ -237,6 +229,11 @@ async def state_is(world: World, state: str) -> bool:
 
 async def all_done(world: World, count: int) -> bool:
     return (await world.states()).get("done") == count
+
+
+async def paused(world: World) -> bool:
+    async with world.db.reading() as connection:
+        return (await world.deliverer.ledger.control(connection)).paused
 
 
 async def tried(world: World, times: int) -> bool:
