@@ -43,7 +43,6 @@ HANDLED = (ORDER_COMPLETED, ORDER_CANCELLED)
 NOT_YET_S = 90.0
 OUTAGE_S = 20.0
 IDLE_IN_TRANSACTION_S = 10.0  # the database roles' idle_in_transaction_session_timeout
-STEP_LIMIT = 3
 
 _EFFECT = text(
     """

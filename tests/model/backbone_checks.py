@@ -1,6 +1,7 @@
 """What must hold of log, streams and ledgers after every step, and what at rest."""
 
 from collections import Counter
+from collections.abc import Container
 from typing import Any
 from uuid import UUID
 
@@ -17,7 +18,7 @@ def always(world: Backbone, service: str, before: Snapshot, now: Snapshot, subsc
         *_once(world, service, now),
         *_known(world, now),
         *_settled(world, service, now, subscriptions),
-        *_in_order(before, now),
+        *_in_order(before, now, world.promises[service].again),
     ]
 
 
@@ -74,21 +75,29 @@ def _settled(world: Backbone, service: str, now: Snapshot, subscriptions: Subscr
     return found
 
 
-def _in_order(before: Snapshot, now: Snapshot) -> list[str]:
+def _in_order(before: Snapshot, now: Snapshot, again: Container[UUID]) -> list[str]:
     """I10: nothing overtakes an event of the same order that waits for its next attempt."""
     found = []
     waiting = {
         row["subject"] for one, row in now.ledger.items()
-        if row["state"] in OPEN and before.ledger.get(one, {}).get("state") in OPEN
+        if row["state"] in OPEN and before.ledger.get(one, {}).get("state") in OPEN and one not in again
     }  # fmt: skip
     for one, row in now.ledger.items():
-        if row["state"] == "done" and one not in before.ledger and row["subject"] in waiting:
+        new = row["state"] == "done" and one not in before.ledger and one not in again
+        if new and row["subject"] in waiting:
             found.append(f"I10 overtaken: {row}")
-    latest: dict[str, int] = {}
-    for effect in now.effects[len(before.effects) :]:
-        if effect["version"] < latest.get(effect["subject"], 0):
-            found.append(f"I10 in one step, out of order: {effect}")
-        latest[effect["subject"]] = effect["version"]
+    return found + _by_version(now)
+
+
+def _by_version(now: Snapshot) -> list[str]:
+    """I10: in one transaction, the events of an order come by version."""
+    found = []
+    latest: dict[tuple[int, str], int] = {}
+    for effect in now.effects:
+        its = (effect["transaction"], effect["subject"])
+        if effect["version"] < latest.get(its, 0):
+            found.append(f"I10 out of order: {effect}")
+        latest[its] = effect["version"]
     return found
 
 

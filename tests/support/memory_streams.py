@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 from typing_extensions import override
 
 from shared.bus.log import LogEntry
@@ -110,15 +110,8 @@ class MemoryServer:
 
     def board_of(self, name: str) -> Board:
         """The board of that name, empty when there is none."""
-        found = self.keys.get(name, {})
-        if isinstance(found, dict):
-            return found
-        raise ResponseError(_WRONGTYPE)
-
-    def needs_room(self) -> None:
-        """What makes it grow is refused when it is full."""
-        if self.full:
-            raise OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+        found = self.keys.get(name)
+        return found if isinstance(found, dict) else {}
 
     def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
         found = self.keys.get(stream)
@@ -131,12 +124,12 @@ class MemoryServer:
             return State.AHEAD
         if settled < cursor and not (found and (settled + 1, 0) in found.entries):
             return State.MISSING
-        self._append(stream, settled, [entry for entry in entries if entry.position > last])
-        return State.PUBLISHED
+        new = [entry for entry in entries if entry.position > last]
+        refused = self.full and bool(new)
+        self._append(stream, settled, [] if refused else new)
+        return State.FULL if refused else State.PUBLISHED
 
     def _append(self, stream: str, settled: int, new: Sequence[LogEntry]) -> None:
-        if new:
-            self.needs_room()
         found = self.stream(stream) or Stream()
         for entry in new:
             found.add((entry.position, 0), entry.event.encode())
@@ -202,13 +195,11 @@ class MemoryServer:
                 del its.consumers[consumer]
 
     def create_group(self, stream: str, group: str, settled: int) -> None:
-        self.needs_room()
         found = self.stream(stream) or Stream()
         found.groups.setdefault(group, Group((settled, 0)))
         self.keys[stream] = found
 
     def report(self, board: str, values: dict[str, int]) -> None:
-        self.needs_room()
         self.keys[board] = self.board_of(board) | {name: str(value) for name, value in values.items()}
 
     def board(self, board: str) -> dict[str, int]:

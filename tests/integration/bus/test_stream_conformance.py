@@ -323,8 +323,15 @@ async def test_a_string_in_a_streams_place_is_told_from_a_stream(side: Side) -> 
     assert await answer_to(side.streams.delete(side.name, "1-0")) is Action.REBUILD
     assert await answer_to(side.streams.read_range(side.name, 1, 1)) is Action.REBUILD
     assert await answer_to(side.streams.create_group(side.name, GROUP, 0)) is Action.REBUILD
-    assert await answer_to(side.streams.board(side.name)) is Action.REBUILD
-    assert await answer_to(side.streams.report(side.name, {"0": 1})) is Action.REBUILD
+
+
+async def test_something_else_in_a_boards_place_is_an_empty_board_until_somebody_reports(side: Side) -> None:
+    await side.hand.replace(BOARD)
+
+    assert await side.streams.board(BOARD) == {}
+
+    await side.streams.report(BOARD, {"0": 1})
+    assert await side.streams.board(BOARD) == {"0": 1}
 
 
 async def test_boards_keep_what_was_said_last_and_show_only_numbers(side: Side) -> None:
@@ -339,19 +346,21 @@ async def test_boards_keep_what_was_said_last_and_show_only_numbers(side: Side) 
     assert await side.streams.board(BOARD) == {}
 
 
-async def test_a_full_server_refuses_what_makes_it_grow_and_lets_consumers_drain_it(side: Side) -> None:
+async def test_a_full_server_takes_no_events_and_lets_consumers_drain_it(side: Side) -> None:
     await side.rebuilt(3)
 
     await side.hand.fill(full=True)
 
-    assert await answer_to(side.published(4, 5)) is Action.RETRY
-    assert await answer_to(side.streams.report(BOARD, {"0": 1})) is Action.RETRY
-    assert await answer_to(side.streams.create_group(side.name, "other", 0)) is Action.RETRY
+    assert await side.published(4, 5) is State.FULL
     assert await side.new() == [1, 2, 3]
     assert await side.own() == [1, 2, 3]
     assert await side.claimed("peer", 0) == [1, 2, 3]
     await side.streams.ack(side.name, GROUP, ["1-0", "2-0"])
-    assert await side.guarded(settled=2, cursor=3, head=5) is State.PUBLISHED
+    await side.streams.report(BOARD, {"0": 2})
+    await side.streams.create_group(side.name, "other", 2)
+    assert await side.streams.board(BOARD) == {"0": 2}
+    assert await side.published(4, 5, settled=2) is State.FULL
+    assert await side.there() == [3]
     await side.streams.rebuild(side.name, GROUP, 3)
     assert await side.there() == []
 
