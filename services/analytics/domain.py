@@ -114,8 +114,10 @@ class Changes:
 
     def add(self, fact: Fact, sign: int = 1) -> None:
         """Count a fact in, or out again with `sign` -1."""
-        minute = minute_of(fact.happened_at)
-        sums = self.minutes.setdefault((minute, fact.currency), MinuteSums())
+        key = minute_of(fact.happened_at), fact.currency
+        sums = self.minutes.get(key)
+        if sums is None:
+            sums = self.minutes[key] = MinuteSums()
         if not fact.sold:
             sums.payment_failed += sign
             return
@@ -123,11 +125,14 @@ class Changes:
         sums.gross += sign * fact.total
         sums.refunded += sign * fact.refunded_total
         sums.cancelled += sign * (fact.status == CANCELLED)
-        self._add_lines((minute, fact.currency), fact.lines, sign)
+        self._add_lines(key, fact.lines, sign)
 
     def _add_lines(self, key: MinuteKey, lines: Sequence[LineFact], sign: int) -> None:
         for line in lines:
-            sums = self.products.setdefault((*key, line.sku), ProductSums())
+            product = (*key, line.sku)
+            sums = self.products.get(product)
+            if sums is None:
+                sums = self.products[product] = ProductSums()
             sums.orders += sign
             sums.quantity += sign * line.quantity
             sums.gross += sign * line.subtotal

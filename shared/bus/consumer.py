@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from typing_extensions import override
@@ -26,13 +26,13 @@ from shared.runtime.supervision import Family, Loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shared.bus.delivery import Deliverer
+    from shared.bus.delivery import Deliverer, Delivery
     from shared.bus.ledger import Control
     from shared.bus.streams import StreamEntry, Streams
 
 log = structlog.get_logger()
 
-BATCH = 500  # events per transaction
+BATCH = 1_000  # events per transaction
 SWEEP_S = 1.0  # how often entries left open by others are looked for
 CLAIM_IDLE_S = 15.0  # longer than any batch may take (statement_timeout 5 s), shorter than anybody's patience
 REPORT_S = 0.25
@@ -84,6 +84,13 @@ class Gate:
         metrics.PAUSED.set(control.paused)
 
 
+class Batch(NamedTuple):
+    """Entries of a stream, and what is to be done about them."""
+
+    entries: Sequence[StreamEntry]
+    deliveries: Sequence[Delivery]
+
+
 class PartitionConsumer(Loop):
     """Reads one stream."""
 
@@ -117,6 +124,7 @@ class PartitionConsumer(Loop):
         self._recovered = False
         self._swept_at = 0.0
         self._losses = 0
+        self._ahead: Batch | None = None
 
     @override
     async def run_once(self) -> int:
@@ -129,15 +137,17 @@ class PartitionConsumer(Loop):
             return 1
         if monotonic() - self._swept_at > SWEEP_S:
             await self._sweep()
-        entries = await self._read()
-        if entries:
-            await self._deliver(entries)
+        batch, self._ahead = self._ahead or await self._read(), None
+        if len(batch.entries) == BATCH:
+            self._ahead = await self._deliver_and_read(batch)
+        elif batch.entries:
+            await self._deliver(batch)
         return 1
 
     @override
     def failed(self, error: Exception) -> float:
         # A cancelled or failed read loses its answer, not its entries: they are among the own open ones.
-        self._recovered = False
+        self._recovered, self._ahead = False, None
         if isinstance(error, Outage):
             self._gate.outage()
             log.warning("outage, consuming pauses", loop=self.name, error=str(error))
@@ -157,28 +167,33 @@ class PartitionConsumer(Loop):
         with contextlib.suppress(Exception):
             await self._streams.give_back(self._stream, self._service, self._name)
 
-    async def _read(self) -> list[StreamEntry]:
+    async def _read(self) -> Batch:
         """A blocking read that `stop` interrupts."""
         read = asyncio.ensure_future(self._streams.read_new(self._stream, self._service, self._name, BATCH))
         woken = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait({read, woken}, return_when=asyncio.FIRST_COMPLETED)
-            return read.result() if read.done() else []
+            entries = read.result() if read.done() else []
+            return Batch(entries, self._deliverer.sort(self._arrivals(entries)))
         finally:
             woken.cancel()
-            if not read.done():
-                read.cancel()
-                await asyncio.wait({read})
+            await _abandon(read)
 
-    async def _deliver(self, entries: Sequence[StreamEntry]) -> None:
+    async def _deliver_and_read(self, batch: Batch) -> Batch:
+        """Under a backlog the next batch is read and decoded while the database works on this one."""
+        ahead = asyncio.ensure_future(self._read())
+        try:
+            await self._deliver(batch)
+            return await ahead
+        finally:
+            await _abandon(ahead)
+
+    async def _deliver(self, batch: Batch) -> None:
         await reach("K1")
-        whole = [entry for entry in entries if entry.event is not None]
-        await self._deliverer.deliver([self._arrival(entry) for entry in whole])
+        await self._deliverer.settle(batch.deliveries)
         self._gate.success()
         self._losses = 0
-        await reach("K4")
-        await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
-        await self._discard_torn(entries)
+        await self._acknowledge(batch.entries)
 
     async def _recover(self) -> bool:
         """Make sure that the group exists, then take up what this consumer was given before it stopped or failed.
@@ -219,20 +234,28 @@ class PartitionConsumer(Loop):
         return len(entries)
 
     async def _hand_over(self, entries: Sequence[StreamEntry]) -> None:
-        whole = [entry for entry in entries if entry.event is not None]
-        await self._deliverer.hand_over([self._arrival(entry) for entry in whole])
-        await reach("K4")
-        await self._streams.ack(self._stream, self._service, [entry.id for entry in whole])
-        await self._discard_torn(entries)
+        await self._deliverer.hand_over(self._arrivals(entries))
+        await self._acknowledge(entries)
 
-    async def _discard_torn(self, entries: Sequence[StreamEntry]) -> None:
+    async def _acknowledge(self, entries: Sequence[StreamEntry]) -> None:
         """Entries without an event were trimmed while open or written by a stranger; the log has what belongs there."""
+        await reach("K4")
+        await self._streams.ack(self._stream, self._service, [entry.id for entry in entries if entry.event is not None])
         for entry in (entry for entry in entries if entry.event is None):
             await self._streams.delete(self._stream, entry.id)
             await self._streams.ack(self._stream, self._service, [entry.id])
 
-    def _arrival(self, entry: StreamEntry) -> Arrival:
-        return Arrival(self._partition, entry.position, entry.event or b"")
+    def _arrivals(self, entries: Sequence[StreamEntry]) -> list[Arrival]:
+        return [Arrival(self._partition, entry.position, entry.event) for entry in entries if entry.event is not None]
+
+
+async def _abandon(task: asyncio.Future[Any]) -> None:
+    """Whoever waited for it has an error of its own by now."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 class Reporter(Loop):

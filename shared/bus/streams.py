@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 from redis.exceptions import ResponseError
 
@@ -111,8 +110,7 @@ class State(StrEnum):
     AHEAD = "ahead"  # somebody else wrote into it, or the log is older than the stream
 
 
-@dataclass(frozen=True, slots=True)
-class StreamEntry:
+class StreamEntry(NamedTuple):
     """One entry as it was read. `position` is None when its id is not one that the relay gives."""
 
     id: str

@@ -2,10 +2,49 @@
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Gauge, Histogram
+from bisect import bisect_left
+from itertools import accumulate
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Batched(Collector):
+    """A histogram that is told of many at once: the library's own takes 2 µs for each, as long as what it measures."""
+
+    def __init__(
+        self, name: str, documentation: str, buckets: Sequence[float], registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        """Register it, as the library's do."""
+        self._name = name
+        self._documentation = documentation
+        self._edges = [*buckets, float("inf")]
+        self._counts = [0] * len(self._edges)
+        self._sum = 0.0
+        registry.register(self)
+
+    def observe(self, amounts: Sequence[float]) -> None:
+        """Count every one of them."""
+        for amount in amounts:
+            self._counts[bisect_left(self._edges, amount)] += 1
+        self._sum += sum(amounts)
+
+    @override
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        names = [*map(str, map(float, self._edges[:-1])), "+Inf"]
+        found = HistogramMetricFamily(self._name, self._documentation)
+        found.add_metric([], [*zip(names, accumulate(self._counts), strict=True)], self._sum)
+        yield found
+
 
 # HTTP: requests by route template, never by path, so that ids do not become labels.
 HTTP_REQUESTS = Counter("orderstream_http_requests", "Requests answered", ("method", "route", "status"))
@@ -71,9 +110,7 @@ IMPOSTORS = Counter("orderstream_deliveries_impostor", "Deliveries with the id o
 CLAIMED = Counter("orderstream_deliveries_claimed", "Entries taken over from another consumer")
 LEDGER = Gauge("orderstream_ledger_rows", "Deliveries that are not settled, by state", ("state",))
 OLDEST_UNSETTLED = Gauge("orderstream_oldest_unsettled_seconds", "Age of the oldest delivery that is not settled")
-EFFECT_SECONDS = Histogram(
-    "orderstream_commit_to_effect_seconds", "Seconds from the event's time to its effect", buckets=_FAST_S
-)
+EFFECT_SECONDS = Batched("orderstream_commit_to_effect_seconds", "Seconds from the event's time to its effect", _FAST_S)
 PAUSED = Gauge("orderstream_consumer_paused", "1 while consuming is paused")
 
 # Email
