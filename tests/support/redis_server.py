@@ -1,5 +1,6 @@
 """A Redis-protocol server of a test's own, which may die, lose what it wrote, fill up, or follow another one."""
 
+import asyncio
 import signal
 import tempfile
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 
 from deploy.local import valkey
 from deploy.local.process import Process
+from tests.support.proxy import Proxy
 from tests.support.servers import free_port
 
 
@@ -58,8 +60,15 @@ class RedisServer:
         await leader.configure(repl_diskless_sync_delay=0)
         await self.redis.replicaof("127.0.0.1", leader.port)
         while (await self.replication())["master_link_status"] != "up":
-            pass
+            await asyncio.sleep(0.02)
         await leader.redis.wait(1, 5000)
+
+    async def begin_to_follow(self, leader: "RedisServer") -> None:
+        """Become a replica that has nothing of the other one yet, and will not for a minute."""
+        await leader.configure(repl_diskless_sync_delay=60)
+        await self.redis.replicaof("127.0.0.1", leader.port)
+        while not (await leader.replication())["connected_slaves"]:
+            await asyncio.sleep(0.02)
 
     async def fall_behind(self) -> None:
         """Follow nobody who exists: what is there stays, and nothing more arrives."""
@@ -76,6 +85,30 @@ class RedisServer:
     def tail(self) -> Path:
         """The file to which it appends what it is told."""
         return max(self.folder.glob("appendonlydir/*.incr.aof"))
+
+
+class Address(Proxy):
+    """One address, behind which one server or another may stand."""
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def lead_to(self, server: RedisServer) -> None:
+        """From now on to this one; connections to the one before break."""
+        self._server_port = server.port
+        self.reset()
+
+
+@asynccontextmanager
+async def address_of(server: RedisServer) -> AsyncIterator[Address]:
+    """An address that leads to `server` at first."""
+    address = Address("127.0.0.1", server.port)
+    await address.accept()
+    try:
+        yield address
+    finally:
+        await address.close()
 
 
 @asynccontextmanager

@@ -68,14 +68,13 @@ class Handling:
         self.seen: list[str] = []
 
     async def __call__(self, connection: AsyncConnection, events: Sequence[Event]) -> None:
-        for one in events:
-            self.seen.append(one.subject)
-            await connection.execute(
-                text("INSERT INTO effects (event_id, subject, version) VALUES (:id, :subject, :version)"),
-                {"id": one.id, "subject": one.subject, "version": one.version},
-            )
-            if one.subject in self.failing:
-                raise self.failing[one.subject]
+        failing = next((n for n, one in enumerate(events) if one.subject in self.failing), None)
+        tried = events if failing is None else events[: failing + 1]
+        self.seen += [one.subject for one in tried]
+        effects = [{"id": one.id, "subject": one.subject, "version": one.version} for one in tried]
+        await connection.execute(text("INSERT INTO effects VALUES (:id, :subject, :version)"), effects)
+        if failing is not None:
+            raise self.failing[events[failing].subject]
 
 
 @dataclass

@@ -6,7 +6,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
+import structlog
+
+from shared.runtime import metrics
 from tests.integration.bus.conftest import World, event, until
+
+log = structlog.get_logger()
 
 BURST = 10
 PAUSE_S = 0.03  # between bursts: some 300 events a second
@@ -38,7 +43,9 @@ class Flow:
         """Wait until another event has its effect; returns the seconds."""
         before, began = (await self.world.effects())[0], monotonic()
         await until(lambda: self._more_effects(before), RESUMED_WITHIN_S)
-        return monotonic() - began
+        seconds = monotonic() - began
+        log.info("resumed", seconds=round(seconds, 1))
+        return seconds
 
     async def _reached(self, enough: int) -> bool:
         await asyncio.sleep(0)
@@ -49,9 +56,9 @@ class Flow:
 
 
 @asynccontextmanager
-async def flowing(world: World) -> AsyncIterator[Flow]:
+async def flowing(world: World, flow: Flow | None = None) -> AsyncIterator[Flow]:
     """Events flow during the block; then everything comes to rest, and nothing was lost or applied twice."""
-    flow = Flow(world)
+    flow = flow or Flow(world)
     appending = asyncio.create_task(flow.run(), name="flow")
     try:
         yield flow
@@ -66,6 +73,11 @@ async def comes_to_rest(world: World, within_s: float = AT_REST_WITHIN_S) -> Non
     await until(lambda: at_rest(world), within_s)
     head = await world.scalar("SELECT position FROM log_head")
     assert await world.effects() == (head, head)
+
+
+def rebuilds() -> float:
+    """How many streams the relays of this process had to make anew, whatever they lacked."""
+    return sum(sample.value for one in metrics.REBUILDS.collect() for sample in one.samples if "_total" in sample.name)
 
 
 async def at_rest(world: World) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import pytest
 import pytest_asyncio
 
 from shared.bus.relay import Relay
@@ -44,9 +45,51 @@ async def test_a_full_redis_drains_and_then_goes_on_by_itself(narrow: Narrow) ->
         world.start_service()
         await flow.resumes()
 
-        await until(lambda: is_full(relay, False))
+        await until(lambda: is_full(relay, expected=False))
 
 
-async def is_full(relay: Relay, expected: bool = True) -> bool:
+async def test_a_redis_that_throws_away_what_nobody_has_read_costs_nothing(narrow: Narrow) -> None:
+    world = narrow.world
+    world.start(world.relay(batch=50))
+    async with flowing(world) as flow:
+        await flow.more(100)
+        await narrow.leave(ROOM_BYTES, "allkeys-lru")
+        await until(lambda: has_evicted(narrow.server, 3))
+        world.start_service()
+        await flow.resumes()
+        await flow.more(200)
+
+
+@pytest.mark.slow
+async def test_a_disk_on_which_nothing_can_be_saved_stops_nobody_for_longer_than_that(narrow: Narrow) -> None:
+    """A folder where the snapshot should be: Redis then refuses every write, as it does when the disk is full."""
+    world, in_the_way = narrow.world, narrow.server.folder / "dump.rdb"
+    world.start(world.relay(batch=50))
+    world.start_service()
+    async with flowing(world) as flow:
+        await flow.more(100)
+
+        in_the_way.mkdir()
+        await narrow.server.configure(save="1 1")
+        await until(lambda: saves(narrow.server, "err"))
+        await flow.more(200)
+        in_the_way.rmdir()
+        await until(lambda: saves(narrow.server, "ok"))
+
+        await flow.resumes()
+        await flow.more(100)
+
+
+async def has_evicted(server: RedisServer, keys: int) -> bool:
+    evicted: int = (await server.redis.info("stats"))["evicted_keys"]
+    return evicted >= keys
+
+
+async def saves(server: RedisServer, status: str) -> bool:
+    found: str = (await server.redis.info("persistence"))["rdb_last_bgsave_status"]
+    return found == status
+
+
+async def is_full(relay: Relay, *, expected: bool = True) -> bool:
     await asyncio.sleep(0)
     return relay.full is expected
