@@ -25,14 +25,16 @@ REDIS_GRACE_S = 1.0
 POSTGRES_GRACE_S = 1.5
 
 Say = Callable[[str], None]
+MakePrograms = Callable[[Settings, credentials.Credentials, str, str], Programs]
 
 
 class Launcher:
-    """One platform in one run folder."""
+    """One platform in one run folder; whoever wants its programs otherwise makes them."""
 
-    def __init__(self, settings: Settings, say: Say) -> None:
+    def __init__(self, settings: Settings, say: Say, make_programs: MakePrograms = Programs) -> None:
         self._settings = settings
         self._say = say
+        self._make_programs = make_programs
         self._pids = PidFile(settings.run_dir)
         self._supervisor = Supervisor(self._pids, say)
         self._stopping = asyncio.Event()
@@ -41,7 +43,7 @@ class Launcher:
         """Start, tell `when_ready`, and stay until a signal asks to stop."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            loop.add_signal_handler(number, self._on_signal)
+            loop.add_signal_handler(number, self.stop)
         prepare_folder(self._settings.run_dir)
         lock = RunLock(self._settings.run_dir)
         if not lock.acquire():
@@ -53,7 +55,8 @@ class Launcher:
             await self._stop()
             lock.release()
 
-    def _on_signal(self) -> None:
+    def stop(self) -> None:
+        """Ask `run` to stop everything and return; who asks again has everything killed."""
         if self._stopping.is_set():
             self._say("Killing everything.")
             self._supervisor.kill()
@@ -82,7 +85,7 @@ class Launcher:
         postgres, valkey = self._servers(keys)
         postgres_url = self._settings.postgres_url or postgres.url
         redis_url = self._settings.redis_url or valkey.url
-        programs = Programs(self._settings, keys, postgres_url, redis_url)
+        programs = self._make_programs(self._settings, keys, postgres_url, redis_url)
         try:
             async with asyncio.TaskGroup() as group:
                 redis = group.create_task(self._start_redis(valkey))

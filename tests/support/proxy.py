@@ -1,6 +1,7 @@
 """A TCP proxy that spoils the link between two programs as a network does."""
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -16,6 +17,7 @@ class Mode(StrEnum):
 
     OK = "ok"
     BLACKHOLE = "blackhole"  # everything is taken and nothing arrives
+    DEAF = "deaf"  # requests arrive, no answer does
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Link:
     far: asyncio.StreamWriter
     seen: bytes = b""
     losing: Loss | None = None
+    carried: int = 0  # bytes, both ways
 
     def reset(self) -> None:
         for writer in (self.near, self.far):
@@ -46,18 +49,29 @@ class Link:
 
 
 class Proxy:
-    """Between whoever connects to `port` and a server."""
+    """Between whoever connects to `port` and a server.
 
-    def __init__(self, host: str, port: int) -> None:
-        """The server's address."""
+    A blackhole takes bytes out of the middle of a conversation: reset the connections before it is over.
+    """
+
+    def __init__(self, host: str, port: int, seed: int = 0) -> None:
+        """The server's address; `seed` is that of the dice for the jitter."""
         self._host, self._server_port = host, port
+        self._dice = random.Random(seed)  # noqa: S311 - the same for the same seed
         self._listening: asyncio.Server | None = None
         self._links: set[Link] = set()
         self._loss: Loss | None = None
-        self.mode = Mode.OK
-        self.latency_s = 0.0
-        self.slice_bytes = CHUNK_BYTES
         self.port = 0
+        self.calm()
+
+    def calm(self) -> None:
+        """Carry everything again as it comes; connections that lost bytes are still there."""
+        self.mode = Mode.OK
+        self.latency_s = self.jitter_s = 0.0
+        self.slice_bytes = CHUNK_BYTES
+        self.bytes_per_s: float | None = None
+        self.limit_bytes: int | None = None  # a connection breaks when it has carried so much
+        self._loss = None
 
     async def accept(self) -> None:
         """Take connections, from now on or again."""
@@ -73,6 +87,12 @@ class Proxy:
         """Break every connection."""
         for link in list(self._links):
             link.reset()
+
+    def half_close(self) -> None:
+        """Close one direction of every connection: the server hears that nothing more will come."""
+        for link in list(self._links):
+            with suppress(OSError):
+                link.far.write_eof()
 
     def drop_reply(self, match: bytes, *, once_seen: bytes = b"", nth: int = 1) -> asyncio.Event:
         """Lose the reply to the nth request that contains `match`; returns what is set when it is lost."""
@@ -104,7 +124,7 @@ class Proxy:
             while data := await reader.read(CHUNK_BYTES):
                 if self._loss and link.losing is None and self._is_lost(link, data):
                     link.losing, self._loss = self._loss, None
-                await self._pass_on(link.far, data)
+                await self._pass_on(link, link.far, data)
         link.far.close()
 
     async def _answer(self, link: Link, reader: asyncio.StreamReader) -> None:
@@ -114,17 +134,26 @@ class Proxy:
                     link.losing.lost.set()
                     link.reset()
                     return
-                await self._pass_on(link.near, data)
+                await self._pass_on(link, link.near, data)
         link.near.close()
 
-    async def _pass_on(self, writer: asyncio.StreamWriter, data: bytes) -> None:
-        if self.mode is Mode.BLACKHOLE:
+    async def _pass_on(self, link: Link, writer: asyncio.StreamWriter, data: bytes) -> None:
+        if self.mode is Mode.BLACKHOLE or (self.mode is Mode.DEAF and writer is link.near):
             return
-        if self.latency_s:
-            await asyncio.sleep(self.latency_s)
+        if delay_s := self._delay_s(len(data)):
+            await asyncio.sleep(delay_s)
+        link.carried += len(data)
+        if self.limit_bytes is not None and link.carried > self.limit_bytes:
+            writer.write(data[: len(data) // 2])
+            link.reset()
+            return
         for start in range(0, len(data), self.slice_bytes):
             writer.write(data[start : start + self.slice_bytes])
             await writer.drain()
+
+    def _delay_s(self, count: int) -> float:
+        jitter_s = self._dice.uniform(0, self.jitter_s) if self.jitter_s else 0.0
+        return self.latency_s + jitter_s + (count / self.bytes_per_s if self.bytes_per_s else 0.0)
 
     def _is_lost(self, link: Link, data: bytes) -> bool:
         loss = self._loss
@@ -137,9 +166,9 @@ class Proxy:
 
 
 @asynccontextmanager
-async def proxy_to(host: str, port: int) -> AsyncIterator[Proxy]:
+async def proxy_to(host: str, port: int, seed: int = 0) -> AsyncIterator[Proxy]:
     """A proxy that takes connections."""
-    proxy = Proxy(host, port)
+    proxy = Proxy(host, port, seed)
     await proxy.accept()
     try:
         yield proxy
