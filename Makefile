@@ -64,11 +64,16 @@ demo: install ## Put one order through the running platform and show what happen
 
 # Without an address of your own it is the local platform, when that runs.
 .PHONY: orderctl
-orderctl: install ## Look after a checkout's keys and subscriptions; ARGS="keys list"
+orderctl: install ## Look after a checkout: keys, subscriptions, verify; ARGS="keys list"
 	@env="$${RUN_DIR:-.run}/env"; \
 	if [ -z "$$CHECKOUT_DATABASE_URL$$CHECKOUT_URL" ] && [ -f "$$env" ]; then \
 		. "$$(cd "$$(dirname "$$env")" && pwd)/env"; export CHECKOUT_DATABASE_URL="$${POSTGRES_URL%/*}/checkout"; \
-		export CHECKOUT_URL OPS_KEY; \
+		export CHECKOUT_URL OPS_KEY CHECKOUT_PAYMENTS_URL="$$PAYMENTS_URL"; \
+		for name in EMAIL ANALYTICS WAREHOUSE; do \
+			export "$${name}_DATABASE_URL=$${POSTGRES_URL%/*}/$$(echo $$name | tr A-Z a-z)"; \
+		done; \
+		secrets="$$(dirname "$$env")/secrets.json"; \
+		export CHECKOUT_PAYMENTS_SECRET_KEY="$$(sed -n 's/.*"payments_key": "\(.*\)".*/\1/p' "$$secrets")"; \
 	fi; \
 	exec $(PY) -m deploy.orderctl $(ARGS)
 
@@ -89,8 +94,13 @@ test-slow: install ## Run the tests that take too long for `make test`
 bench: install ## Measure this machine (two and a half minutes); prints a table, writes .run/bench/result.json
 	@$(PY) -m tests.bench $(ARGS)
 
+.PHONY: chaos
+chaos: install ## Break everything around the platform under load, then look what was lost; SEED=7 SECONDS=20 SEEDS=50
+	@$(PY) -m tests.chaos --seed $(or $(SEED),1) --seconds $(or $(SECONDS),20) --seeds $(or $(SEEDS),1) $(ARGS)
+
 .PHONY: check
 check: lint types imports dependencies test ## Everything that CI checks
+	@$(MAKE) chaos SEED=23 SECONDS=12
 
 .PHONY: lint
 lint: install ## Look for mistakes and unformatted code
