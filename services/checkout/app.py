@@ -26,6 +26,7 @@ from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
 from shared.bus.log import EventLog
 from shared.bus.relay import Relays
+from shared.bus.retention import LogRetention
 from shared.bus.streams import RedisStreams
 from shared.runtime.admission import Admission, Bounds
 from shared.runtime.clock import SystemClock
@@ -36,7 +37,7 @@ from shared.web.app import create_app
 from shared.web.door import Door
 from shared.web.health import Check, Health, Probe, Reading, Status, timed
 from shared.web.limits import Quota
-from shared.web.readers import ReadersProbe
+from shared.web.readers import ReadersProbe, StreamsProbe, retention_check
 
 NAME = "checkout"
 
@@ -82,7 +83,10 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     door = Door("POST", "/v1/orders", admission)
     checks.append(Check("orders", door.probe))
     checks.append(Check("subscriptions", ReadersProbe(db, log, relays, settings.forgotten_after_s)))
-    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays]
+    retention = LogRetention(db, settings.retention_s)
+    checks.append(Check("streams", StreamsProbe(db, log, streams, settings.window, settings.consumers)))
+    checks.append(retention_check(retention))
+    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays, retention]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     customers = [orders.router, refunds.router, timeline.router]
     operators = [ops.router, partitions.router, subscriptions.router]

@@ -43,6 +43,7 @@ class CheckoutSettings(ServiceSettings):
     order_wait_most_s: float = Field(2.0, gt=0, le=30, description="wait for a batch behind which no order is admitted")
     partitions: int = Field(1, ge=1, le=1024, description="partitions of the event log at the least; never fewer again")
     window: int = Field(100_000, ge=100, description="unsettled entries per stream at the most")
+    consumers: int = Field(64, ge=1, description="replicas of a service at the most, before health warns of leftovers")
     forgotten_after_s: float = Field(
         3600.0, gt=0, description="how long a service may settle nothing while events wait, before health warns"
     )

@@ -13,6 +13,7 @@ from services.email.routes import Wiring, router
 from services.email.settings import EmailSettings
 from shared.bus.consumer import Consumer, Gate
 from shared.bus.delivery import Deliverer
+from shared.bus.retention import LedgerRetention
 from shared.bus.retrier import Retrier
 from shared.bus.streams import RedisStreams
 from shared.runtime.db import Database
@@ -21,6 +22,7 @@ from shared.web import ops
 from shared.web.app import create_app
 from shared.web.auth import SettingsKeys
 from shared.web.health import Check, Health, Reading, Status, bus_checks
+from shared.web.readers import retention_check
 
 NAME = "email"
 DESCRIPTION = "Tells customers what became of their orders: the send log, previews, and who wants no mail."
@@ -32,6 +34,7 @@ class Bus:
 
     consumer: Consumer
     retrier: Retrier
+    retention: LedgerRetention
     gate: Gate
 
 
@@ -55,8 +58,9 @@ async def build(settings: EmailSettings, stack: AsyncExitStack) -> Service:
         max_rate=settings.max_rate,
     )
     bus = _bus(settings, db, streams)
-    loops = (bus.consumer, bus.retrier, sender)
-    checks = [*bus_checks(NAME, db, streams, bus.gate), Check("mail", _MailCheck(db, sender))]
+    loops = (bus.consumer, bus.retrier, bus.retention, sender)
+    checks = [*bus_checks(NAME, db, streams, bus.gate), retention_check(bus.retention)]
+    checks.append(Check("mail", _MailCheck(db, sender)))
     health = Health(NAME, checks, [*loops, recorder])
     app = create_app(
         service=NAME,
@@ -74,7 +78,8 @@ def _bus(settings: EmailSettings, db: Database, streams: RedisStreams) -> Bus:
     deliverer = Deliverer(db, handlers(settings.domain))
     gate = Gate(deliverer)
     consumer = Consumer(NAME, settings.consumer_name, streams, deliverer, gate, settings.claim_idle_s)
-    return Bus(consumer, Retrier(deliverer, gate), gate)
+    retention = LedgerRetention(db, settings.retention_s, streams, NAME)
+    return Bus(consumer, Retrier(deliverer, gate), retention, gate)
 
 
 class _MailCheck:

@@ -53,6 +53,12 @@ for i = 4, #ARGV, 2 do
       state = 'full'
       break
     end
+  else
+    -- Published before, and our commit was lost; or somebody else wrote where our event belongs.
+    local id = ARGV[i] .. '-0'
+    local held = redis.call('XRANGE', KEYS[1], id, id)[1]
+    if not held then return 'missing' end
+    if held[2][2] ~= ARGV[i + 1] then return 'ahead' end
   end
 end
 redis.call('XTRIM', KEYS[1], 'MINID', next_id)
@@ -104,7 +110,7 @@ class State(StrEnum):
 
     PUBLISHED = "published"
     FULL = "full"  # the stream is as it should be, and the server takes nothing more
-    MISSING = "missing"  # the first unsettled entry is gone
+    MISSING = "missing"  # an entry that is not settled is gone
     BEHIND = "behind"  # the stream lost entries: its last id is below the cursor
     REPLACED = "replaced"  # the key holds something that is no stream
     AHEAD = "ahead"  # somebody else wrote into it, or the log is older than the stream
@@ -116,6 +122,13 @@ class StreamEntry(NamedTuple):
     id: str
     position: int | None
     event: bytes | None
+
+
+class Size(NamedTuple):
+    """How much there is of a stream."""
+
+    entries: int
+    consumers: int
 
 
 class Streams(Protocol):
@@ -259,6 +272,14 @@ class RedisStreams:
 
     async def forget_idle(self, stream: str, group: str, idle_ms: int) -> None:
         await self._commands.eval(_FORGET, 1, stream, group, idle_ms)
+
+    async def census(self, stream: str, group: str) -> Size:
+        """How many entries a stream has, and how many consumers its group; nothing where there is none."""
+        try:
+            consumers = await self._commands.xinfo_consumers(stream, group)
+            return Size(await self._commands.xlen(stream), len(consumers))
+        except ResponseError:
+            return Size(0, 0)  # no stream, no group, or something else there: the relay makes it anew
 
     async def create_group(self, stream: str, group: str, settled: int) -> None:
         try:

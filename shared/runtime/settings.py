@@ -60,6 +60,11 @@ class ServiceSettings(DatabaseSettings):
     claim_idle_s: float = Field(
         15.0, ge=0.5, le=3600, description="silence after which a replica loses what it left open to its peers"
     )
+    retention_s: float = Field(
+        90 * 86_400.0,
+        ge=3600,
+        description="how long events (checkout) and deliveries are kept at least; longer while somebody needs them",
+    )
     ops_keys: Keys = Field((), description="keys that open /ops, comma separated")
     api_keys: Keys = Field((), description="keys that open the service's own API, comma separated")
     trusted_hosts: Names = Field((), description="Host headers to answer, comma separated, *.name too; empty: all")

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 
 from shared.bus.consumer import Consumer, Gate
 from shared.bus.delivery import Deliverer
+from shared.bus.retention import LedgerRetention
 from shared.bus.retrier import Retrier
 from shared.bus.streams import RedisStreams
 from shared.runtime.db import Database
@@ -18,6 +19,7 @@ from shared.web import ops
 from shared.web.app import create_app
 from shared.web.auth import SettingsKeys
 from shared.web.health import Health, bus_checks
+from shared.web.readers import retention_check
 
 if TYPE_CHECKING:
     from shared.bus.delivery import Handlers
@@ -46,8 +48,9 @@ def consuming_service(
     deliverer = Deliverer(db, handlers)
     gate = Gate(deliverer)
     consumer = Consumer(name, settings.consumer_name, streams, deliverer, gate, settings.claim_idle_s)
-    loops = [consumer, Retrier(deliverer, gate)]
-    health = Health(name, bus_checks(name, db, streams, gate), loops)
+    retention = LedgerRetention(db, settings.retention_s, streams, name)
+    loops = [consumer, Retrier(deliverer, gate), retention]
+    health = Health(name, [*bus_checks(name, db, streams, gate), retention_check(retention)], loops)
     app = create_app(
         service=name,
         settings=settings,

@@ -10,12 +10,16 @@ from datetime import timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from shared.bus.relay import BATCH
+from shared.bus.streams import stream_name
 from shared.runtime import metrics
-from shared.web.health import Reading, Status
+from shared.web.health import Check, Reading, Status
 
 if TYPE_CHECKING:
     from shared.bus.log import EventLog, Reader
     from shared.bus.relay import Lack, Relays
+    from shared.bus.retention import Retention
+    from shared.bus.streams import RedisStreams
     from shared.runtime.db import Database
 
 
@@ -49,6 +53,53 @@ class ReadersProbe:
         if silent_s > self._forgotten_after_s:
             return Reading(backlog, "events", Status.WARN, _forgotten(service, backlog, silent_s))
         return Reading(backlog, "events")
+
+
+class StreamsProbe:
+    """One reading per service: the entries of its longest stream, and whether streams and groups stay in bounds."""
+
+    def __init__(self, db: Database, log: EventLog, streams: RedisStreams, window: int, consumers: int) -> None:
+        """No stream holds more than `window` entries and a batch, and no group more than so many consumers."""
+        self._db = db
+        self._log = log
+        self._streams = streams
+        self._window = window
+        self._consumers = consumers
+
+    async def __call__(self) -> Mapping[str, Reading]:
+        """Look at every stream."""
+        async with self._db.reading() as connection:
+            found = await self._log.subscriptions(connection)
+        readings = {}
+        for service, partitions in groupby(found, key=lambda one: one.service):
+            names = [stream_name(service, one.partition) for one in partitions]
+            sizes = [await self._streams.census(name, service) for name in names]
+            readings[service] = self._reading(
+                max(size.entries for size in sizes), max(size.consumers for size in sizes)
+            )
+        return readings
+
+    def _reading(self, entries: int, consumers: int) -> Reading:
+        if entries > self._window + BATCH:
+            why = f"a stream is longer than its window of {self._window}: somebody else writes to it"
+        elif consumers > self._consumers:
+            why = (
+                f"{consumers} consumers in a group, of {self._consumers} at the most: "
+                "give replicas names that outlive a restart"
+            )
+        else:
+            return Reading(entries, "entries")
+        return Reading(entries, "entries", Status.WARN, why)
+
+
+def retention_check(retention: Retention) -> Check:
+    """What log or ledger still has although it is past, and who holds it."""
+
+    async def probe() -> Mapping[str, Reading]:
+        held = retention.held
+        return {"held": Reading(held.size, "bytes", Status.WARN, str(held)) if held else Reading(0, "bytes")}
+
+    return Check("retention", probe)
 
 
 def _forgotten(service: str, backlog: int, silent_s: float) -> str:
