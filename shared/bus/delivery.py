@@ -172,6 +172,8 @@ class Deliverer:
         self,
         batch: Sequence[Delivery],
         work: Callable[[AsyncConnection, Sequence[Delivery]], Awaitable[list[Delivery]]],
+        *,
+        again: bool = True,
     ) -> None:
         """One transaction for all of `batch`; on failure halve it, so that the culprit ends up alone."""
         try:
@@ -180,7 +182,11 @@ class Deliverer:
             raise  # nobody's fault here: the whole batch comes again, no attempt is spent
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is recorded with its event
             if is_infrastructure(error):
-                await self.db.ping()  # raises when the database is away; when it answers, the event is to blame
+                await self.db.ping()  # raises when the database is away; when it answers, the event may be to blame
+                if again:
+                    # Connections break by themselves as well, now and then: a culprit will do it a second time.
+                    await self._attempt(batch, work, again=False)
+                    return
             if len(batch) == 1:
                 await self._blame(batch[0], error)
                 return
@@ -188,8 +194,8 @@ class Deliverer:
             self._count(done)
             return
         middle = len(batch) // 2
-        await self._attempt(batch[:middle], work)
-        await self._attempt(batch[middle:], work)
+        await self._attempt(batch[:middle], work, again=again)
+        await self._attempt(batch[middle:], work, again=again)
 
     async def _deliver_in(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> list[Delivery]:
         blocked = await self.ledger.blocked(connection, lambda: {one.row.subject for one in batch if one.event})

@@ -1,12 +1,14 @@
 """What becomes of a delivery: done, ignored, retrying, waiting, dead, parked; and who pays for a culprit."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.bus import inspection
-from shared.bus.delivery import Arrival, Deliverer
+from shared.bus.delivery import Arrival, Deliverer, Event
 from shared.bus.inspection import Selection
 from shared.bus.ledger import State
 from shared.bus.retry import Backoff
@@ -53,6 +55,35 @@ async def test_a_failing_event_that_works_later_is_done_once(world: World) -> No
     await until(lambda: state_is(world, "done"))
 
     assert await world.effects() == (1, 1)
+
+
+async def test_a_connection_that_breaks_by_itself_costs_an_event_no_attempt(world: World) -> None:
+    breaks = iter((True, False))
+
+    async def handle(connection: AsyncConnection, events: Sequence[Event]) -> None:
+        if next(breaks):
+            await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        await world.handling(connection, events)
+
+    await Deliverer(world.db, {"order.completed": handle}, Backoff()).deliver(arrivals(event()))
+
+    assert await world.states() == {"done": 1}
+    assert await world.effects() == (1, 1)
+
+
+async def test_an_event_that_breaks_its_connection_each_time_is_to_blame_alone(world: World) -> None:
+    killer, *others = events = [event() for _ in range(4)]
+
+    async def handle(connection: AsyncConnection, events: Sequence[Event]) -> None:
+        if killer.subject in {one.subject for one in events}:
+            await connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+        await world.handling(connection, events)
+
+    await Deliverer(world.db, {"order.completed": handle}, Backoff()).deliver(arrivals(*events))
+
+    assert await world.states() == {"done": len(others), "retrying": 1}
+    blamed = f"SELECT count(*) FROM deliveries WHERE state = 'retrying' AND subject = '{killer.subject}'"
+    assert await world.scalar(blamed) == 1
 
 
 async def test_an_event_that_can_never_work_is_dead_at_once(world: World) -> None:
