@@ -22,6 +22,12 @@ K2  ledger and effects are written, COMMIT is not sent
 K3  COMMIT took place, its answer is lost on the way: C5 in the consumer's task, C5/consumer-email-0
 K4  ledger and effects are committed, the entries are not acknowledged
 K5  the entries are acknowledged, what is settled is not reported
+
+E1  the mail server is about to be connected to
+E2  it has taken sender and recipient
+E3  it waits for the mail, nothing of which is sent
+E4  the final dot is sent, its answer is not there
+E5  it has answered, nothing of that is recorded
 """
 
 from __future__ import annotations
@@ -41,7 +47,12 @@ log = structlog.get_logger()
 
 VARIABLE = "ORDERSTREAM_FAILPOINTS"
 EXIT_STATUS = 70  # sysexits.h: an internal error; told from a kill and from an orderly stop
-POINTS = ("C1", "C2", "C3", "C4", "C5", "C6", "R1", "R2", "R3", "R4", "K1", "K2", "K4", "K5")
+POINTS = (
+    *("C1", "C2", "C3", "C4", "C5", "C6"),
+    *("R1", "R2", "R3", "R4"),
+    *("K1", "K2", "K4", "K5"),
+    *("E1", "E2", "E3", "E4", "E5"),
+)
 _SPEC = re.compile(
     r"(?P<point>\w+)(/(?P<task>[^=]+))?=(?P<action>exit|raise|hang:(?P<seconds>\d+(\.\d+)?))(@(?P<hit>[1-9]\d*))?"
 )

@@ -15,6 +15,7 @@ from services.email.mailer.breaker import Breaker
 from services.email.mailer.smtp import Attempt
 from shared.runtime import metrics
 from shared.runtime.errors import is_infrastructure
+from shared.runtime.failpoints import reach
 from shared.runtime.group_commit import GroupCommit
 from shared.runtime.supervision import Loop, brief
 
@@ -141,6 +142,7 @@ class Sender(Loop):
             await self._give_back(letter, taken_at)
             return
         attempt = await self._attempt(letter)
+        await reach("E5")
         await self._record(decide(letter, attempt.verdict, attempt.detail), taken_at)
         metrics.MAILS.labels(attempt.verdict).inc()
 

@@ -12,6 +12,7 @@ import aiosmtplib
 from typing_extensions import override
 
 from services.email.domain import Verdict, verdict_of_reply
+from shared.runtime.failpoints import reach
 from shared.runtime.supervision import brief
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ class Smtp(Transport):
     async def _connect(self) -> _Connection:
         client = _client(self._url)
         try:
+            await reach("E1")
             await client.connect()
         except aiosmtplib.SMTPAuthenticationError as error:
             client.close()
@@ -158,7 +160,9 @@ class _Connection:
         try:
             await self._client.mail(sender, timeout=COMMAND_TIMEOUT_S)
             await self._client.rcpt(recipient, timeout=COMMAND_TIMEOUT_S)
+            await reach("E2")
             start = await self._client.execute_command(b"DATA", timeout=COMMAND_TIMEOUT_S)
+            await reach("E3")
         except aiosmtplib.SMTPResponseException as error:
             return _refused(error.code, error.message)
         except (aiosmtplib.SMTPException, OSError) as error:
@@ -174,6 +178,7 @@ class _Connection:
             raise _Broken(Verdict.INTERRUPTED, "the connection was lost before the mail")
         try:
             protocol.write(_LEADING_DOT.sub(b"..", mail) + b".\r\n")
+            await reach("E4")
             answer = await protocol.read_response(timeout=ACCEPT_TIMEOUT_S)
         except (aiosmtplib.SMTPException, OSError) as error:
             raise _Broken(Verdict.UNKNOWN, brief(error)) from error

@@ -104,15 +104,18 @@ async def test_an_hour_without_a_server_loses_nothing_and_one_mail_at_a_time_ask
 
     for _ in range(40):
         await world.send()
+        await world.deliver(Order().completed())
         await world.later(90)
 
     assert {row[1:] for row in await world.messages()} == {("queued", 0)}
+    assert {one["state"] for one in (await world.get("/ops/deliveries", limit="100"))["items"]} == {"done"}
     assert await world.sender.run_once() == 1  # the probe
     await world.sender.settle()
     await world.mailbox.open()
     await world.later()
     await world.send()
     assert {row[1:] for row in await world.messages()} == {("sent", 1)}
+    assert len(world.mailbox.mails()) == 70
 
 
 async def test_when_the_answer_is_lost_after_the_final_dot_the_mail_is_sent_once_more_and_never_again(
