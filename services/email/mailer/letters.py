@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from binascii import b2a_qp
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -38,9 +39,7 @@ class Letters:
     def __init__(self, from_address: str, from_name: str) -> None:
         """Load the templates, so that a broken one stops the start and not a mail."""
         local, _, domain = from_address.rpartition("@")
-        head = EmailMessage(policy=SMTP)
-        head["From"] = Address(one_line(from_name), local, domain)
-        self._from = head.as_bytes().rstrip() + b"\r\n"
+        self._from = _header("From", Address(one_line(from_name), local, domain))
         self._environment = Environment(
             loader=FileSystemLoader(TEMPLATES),
             autoescape=select_autoescape(["html"]),
@@ -70,18 +69,41 @@ class Letters:
         """The envelope's recipient and the mail itself. Raises ValueError when it cannot be made."""
         order = EVENTS[EVENT_OF[letter.kind]].model_validate_json(letter.content)
         recipient = deliverable(letter.recipient)
-        local, _, domain = recipient.rpartition("@")
-        head = EmailMessage(policy=SMTP)
-        head["To"] = Address(one_line(order.customer.name or "")[:100], local, domain)
-        head["Subject"] = one_line(letter.subject)
+        written = _to(one_line(order.customer.name or "")[:100], recipient) + _subject(one_line(letter.subject))
         fixed = f"Date: {format_datetime(datetime.now(UTC))}\r\nMessage-ID: {letter.message_id}\r\n"
         body = _body(self.render(letter.kind, order))
-        written = head.as_bytes().rstrip() + b"\r\n"
         return recipient, b"".join((self._from, written, fixed.encode("ascii"), body))
 
 
-# EmailMessage takes two milliseconds for a mail with two bodies, most of it for headers that are always the same.
-# It writes those that hold what somebody wrote; the rest is put together here.
+# EmailMessage takes two milliseconds for a mail with two bodies, most of it for headers. It writes those in which
+# something has to be quoted, encoded or folded; the rest is put together here.
+# A name of atoms, or none, before an address that needs no quotes (RFC 5322, 3.2.3 and 3.4), all on one line.
+_ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_ADDRESS = rf"{_ATOM}(?:\.{_ATOM})*@[A-Za-z0-9.-]+"
+_PLAIN_TO = re.compile(rf"(?=.{{1,74}}$)(?:(?:{_ATOM} )+<{_ADDRESS}>|{_ADDRESS})")
+_PLAIN_SUBJECT = re.compile(r"[!-~](?:[ -~]{0,66}[!-~])?")
+
+
+def _to(name: str, address: str) -> bytes:
+    plain = f"{name} <{address}>" if name else address
+    if _PLAIN_TO.fullmatch(plain) and "=?" not in plain:
+        return f"To: {plain}\r\n".encode("ascii")
+    local, _, domain = address.rpartition("@")
+    return _header("To", Address(name, local, domain))
+
+
+def _subject(subject: str) -> bytes:
+    if _PLAIN_SUBJECT.fullmatch(subject) and "=?" not in subject:  # which begins what is encoded (RFC 2047, 2)
+        return f"Subject: {subject}\r\n".encode("ascii")
+    return _header("Subject", subject)
+
+
+def _header(name: str, value: str | Address) -> bytes:
+    head = EmailMessage(policy=SMTP)
+    head[name] = value
+    return head.as_bytes().rstrip() + b"\r\n"
+
+
 # "=_" cannot occur in quoted-printable text, so the boundary is never part of a body (RFC 2045, 6.7).
 _BOUNDARY = "=_orderstream"
 _START = (
