@@ -39,6 +39,7 @@ class Link:
     seen: bytes = b""
     losing: Loss | None = None
     carried: int = 0  # bytes, both ways
+    half_closed: bool = False
 
     def reset(self) -> None:
         for writer in (self.near, self.far):
@@ -91,6 +92,7 @@ class Proxy:
     def half_close(self) -> None:
         """Close one direction of every connection: the server hears that nothing more will come."""
         for link in list(self._links):
+            link.half_closed = True
             with suppress(OSError):
                 link.far.write_eof()
 
@@ -139,6 +141,8 @@ class Proxy:
 
     async def _pass_on(self, link: Link, writer: asyncio.StreamWriter, data: bytes) -> None:
         if self.mode is Mode.BLACKHOLE or (self.mode is Mode.DEAF and writer is link.near):
+            return
+        if link.half_closed and writer is link.far:
             return
         if delay_s := self._delay_s(len(data)):
             await asyncio.sleep(delay_s)
