@@ -19,6 +19,7 @@ from typing_extensions import override
 from shared.bus.boards import announcement, dropped_of, relay_board, reported, settled_board
 from shared.bus.log import LogEntry, Subscription
 from shared.bus.progress import Epoch
+from shared.bus.rewind import disown
 from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
 from shared.runtime.failpoints import reach
@@ -177,6 +178,10 @@ class Relay(Loop):
             if taken is None:
                 return 0
             await reach("R1")
+            if self._log_was_put_back(taken, board):
+                await disown(connection, self._service, self._partition, taken.head)
+                self._announced_at = 0.0
+                return 1
             done = await self._pass(connection, taken, board)
             if done.after != done.before:
                 await connection.execute(_STORE, _row(done.after))
@@ -222,14 +227,16 @@ class Relay(Loop):
         before = taken.subscription
         settled = reported(board, self._partition, taken.epoch.number)
         now = replace(before, settled=self._mirror(taken, settled or 0))
-        entries, lost = taken.entries, None
+        # What comes before the service has forgotten would be forgotten with the rest, and handled a second time.
+        waits = taken.epoch.replay and settled is None
+        entries, lost = () if waits else taken.entries, None
         answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
         await reach("R2")
         if answer not in FIT:
             # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The
             # log is read before the stream is dropped: a relay that slept until it lost its lock destroys nothing.
             lost, now = answer, replace(now, cursor=now.settled)
-            limit = min(self._batch, self._window)
+            limit = 0 if waits else min(self._batch, self._window)
             entries = await self._log.read(connection, self._partition, now.settled, limit)
             await self._streams.rebuild(self._stream, self._service, now.settled)
             answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
@@ -239,13 +246,17 @@ class Relay(Loop):
     def _mirror(self, taken: Taken, settled: int) -> int:
         """Settled only moves forward, and never beyond what was published."""
         known = taken.subscription
-        if settled <= known.cursor:
-            return max(known.settled, settled)
-        # A consumer may be ahead of the cursor for one pass (published, but our commit failed); never of the log.
-        if settled > taken.head:
-            metrics.REFUSED_SETTLED.labels(self._service).inc()
-            log.error("settled report refused: beyond the log", loop=self.name, reported=settled, head=taken.head)
-        return known.settled
+        # A consumer may be ahead of the cursor for one pass: published, but our commit failed.
+        return max(known.settled, settled) if settled <= known.cursor else known.settled
+
+    def _log_was_put_back(self, taken: Taken, board: Mapping[str, int]) -> bool:
+        """Whether the service has settled what the log does not know: then the two are not of the same log."""
+        settled = reported(board, self._partition, taken.epoch.number) or 0
+        if settled <= taken.head:
+            return False
+        metrics.REFUSED_SETTLED.labels(self._service).inc()
+        log.error("settled report refused: beyond the log", loop=self.name, reported=settled, head=taken.head)
+        return True
 
     @override
     async def finish(self) -> None:

@@ -45,6 +45,13 @@ _REWIND = text(
     """  # noqa: S608 - an expression of our own
 ).bindparams(bindparam("partitions", type_=ARRAY(Integer)), bindparam("positions", type_=ARRAY(BigInteger)))
 
+_DISOWN = text(
+    f"""
+    UPDATE subscriptions s SET rewound = :head, replay = true, epoch = {NEXT_EPOCH.format(epoch="s.epoch")}
+    WHERE service = :service AND partition = :partition
+    """  # noqa: S608 - an expression of our own
+)
+
 
 class EventsDroppedError(Exception):
     """The log no longer holds what is asked for; the text says how far back it goes."""
@@ -90,6 +97,15 @@ async def rewind(
     if spans and not dry_run:
         await _move(connection, service, spans, replay=replay)
     return spans
+
+
+async def disown(connection: AsyncConnection, service: str, partition: int, head: int) -> None:
+    """Begin an epoch in which the service forgets every event behind the log's `head`: they are of a log that is lost.
+
+    Positions behind the head will belong to other events. What is owed to the service stays as it is.
+    """
+    values = {"service": service, "partition": partition, "head": head}
+    await connection.execute(_DISOWN, values)
 
 
 async def _move(connection: AsyncConnection, service: str, spans: Sequence[Span], *, replay: bool) -> None:
