@@ -124,6 +124,12 @@ class MemoryServer:
             return State.AHEAD
         if settled < cursor and not (found and (settled + 1, 0) in found.entries):
             return State.MISSING
+        for entry in entries:
+            if found and entry.position <= last:
+                held = found.entries.get((entry.position, 0), ...)
+                if held is not None and held == entry.event.encode():
+                    continue
+                return State.MISSING if held is ... else State.AHEAD
         new = [entry for entry in entries if entry.position > last]
         refused = self.full and bool(new)
         self._append(stream, settled, [] if refused else new)

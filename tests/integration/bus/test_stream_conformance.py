@@ -84,12 +84,20 @@ async def test_a_repeat_adds_nothing(side: Side) -> None:
     assert await side.there() == [1, 2, 3, 4, 5, 6, 7]
 
 
-async def test_a_position_that_was_trimmed_or_deleted_cannot_come_again_by_itself(side: Side) -> None:
+async def test_a_hole_in_what_was_published_before_is_found_by_a_repeat(side: Side) -> None:
     await side.rebuilt(5)
     await side.hand.delete(side.name, 4, 5)
 
-    await side.published(1, 5)
+    assert await side.published(1, 7) is State.MISSING
+    assert await side.there() == [1, 2, 3]
 
+
+@pytest.mark.parametrize("event", [b"by hand", None])
+async def test_somebody_elses_entry_in_the_place_of_our_next_event_is_found(side: Side, event: bytes | None) -> None:
+    await side.rebuilt(2)
+    await side.hand.write(side.name, "3-0", event)
+
+    assert await side.published(3, 4) is State.AHEAD
     assert await side.there() == [1, 2, 3]
 
 
@@ -214,11 +222,11 @@ async def test_an_entry_with_some_other_field_has_no_event_and_one_with_an_odd_i
 async def test_only_what_was_idle_for_long_enough_is_claimed_and_then_it_is_the_claimers(side: Side) -> None:
     await side.rebuilt(4)
     await side.new("gone", 2)
-    await side.pass_ms(IDLE_MS + 5)
-    await side.new("alive", 2)
 
     at_once = await side.claimed("peer", 60_000)
+    await side.pass_ms(IDLE_MS + 5)
     claimed = await side.claimed("peer")
+    await side.new("alive", 2)
     again = await side.claimed("other", 60_000)
 
     assert (at_once, claimed, again) == ([], [1, 2], [])
