@@ -90,6 +90,10 @@ endif
 test-slow: install ## Run the tests that take too long for `make test`
 	@$(PY) -m pytest -m slow --override-ini timeout=600 $(ARGS)
 
+.PHONY: test-matrix
+test-matrix: install ## Run the tests of the bus over every Redis and Postgres that is supported; ARGS="redis-6.2 pgbouncer"
+	@$(PY) -m tests.matrix $(ARGS)
+
 .PHONY: bench
 bench: install ## Measure this machine (two and a half minutes); prints a table, writes .run/bench/result.json
 	@$(PY) -m tests.bench $(ARGS)

@@ -1,5 +1,6 @@
 """A real PgBouncer in transaction mode, as it stands in front of many a Postgres."""
 
+import os
 import shutil
 import signal
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ SETTINGS = {
     "listen_addr": "127.0.0.1",
     "unix_socket_dir": "",
     "auth_type": "any",  # whoever comes is the superuser that the tests are elsewhere too
+    "admin_users": "postgres",
     "pool_mode": "transaction",
     "default_pool_size": "8",  # fewer than there are clients, so that sessions go from one to the other
     "max_client_conn": "500",
@@ -25,6 +27,13 @@ SETTINGS = {
     # Sent by the tests' own connections: the driver takes what it does not know in a URL for a setting of the server.
     "ignore_startup_parameters": "pgbouncer",
 }
+
+
+def binary() -> Path:
+    """The program; raises `Absent`."""
+    if path := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"):
+        return Path(path)
+    raise Absent("no PgBouncer here: apt-get install pgbouncer")
 
 
 @dataclass
@@ -74,12 +83,9 @@ class PgBouncer:
         return "\n".join(["[databases]", f"* = {place}", "[pgbouncer]", *(f"{n} = {v}" for n, v in settings.items())])
 
     def _program(self, settings: Path) -> Program:
-        binary = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
-        if binary is None:
-            raise Absent("no PgBouncer here: apt-get install pgbouncer")
         return Program(
             name="pgbouncer",
-            command=(binary, str(settings)),
+            command=(str(binary()), str(settings)),
             environment=environment(),
             log=self.folder / "log",
             ready=self._ready,

@@ -1,0 +1,76 @@
+"""Behind Sentinels: whoever is the master, events flow on."""
+
+import signal
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import pytest
+
+from tests.integration.bus.conftest import until
+from tests.matrix.conftest import RESUMED, Record, busy, catches_up
+from tests.support.servers import NewDatabase
+from tests.support.topologies import Sentinels, Server, Topology
+
+SWITCHED_WITHIN_S = 60.0
+
+
+@pytest.fixture
+def sentinels(redis_topology: Topology) -> Sentinels:
+    """Of the kind that TEST_REDIS names."""
+    assert isinstance(redis_topology, Sentinels), "TEST_REDIS=sentinel is not set"
+    return redis_topology
+
+
+async def ask_for_another(sentinels: Sentinels, _master: Server) -> None:
+    await sentinels.failover()
+
+
+async def kill(_sentinels: Sentinels, master: Server) -> None:
+    await master.stop()
+
+
+async def freeze(_sentinels: Sentinels, master: Server) -> None:
+    assert master.process
+    master.process.send(signal.SIGSTOP)
+
+
+async def stay(_sentinels: Sentinels, _master: Server) -> None:
+    """The old master is there all the time, and hears at last that it is one no more."""
+
+
+async def come_back_empty(_sentinels: Sentinels, master: Server) -> None:
+    await master.start()
+
+
+async def thaw(_sentinels: Sentinels, master: Server) -> None:
+    """It still believes that it is the master, until a Sentinel comes by."""
+    assert master.process
+    master.process.send(signal.SIGCONT)
+
+
+Deed = Callable[[Sentinels, Server], Awaitable[None]]
+
+
+@pytest.mark.parametrize(
+    ("fail", "come_back"),
+    [(ask_for_another, stay), (kill, come_back_empty), (freeze, thaw)],
+    ids=["asked", "killed", "frozen"],
+)
+async def test_a_failover_while_events_flow_costs_nothing(
+    sentinels: Sentinels, new_database: NewDatabase, record_property: Record, fail: Deed, come_back: Deed
+) -> None:
+    async with busy(await new_database(), sentinels.url) as (world, flow):
+        old = await sentinels.master()
+
+        await fail(sentinels, old)
+        await until(partial(switched, sentinels, old), SWITCHED_WITHIN_S)
+        record_property(RESUMED, await catches_up(world))
+        await come_back(sentinels, old)
+        await flow.more(300)
+        record_property(RESUMED, await catches_up(world))
+
+    await until(sentinels.agree, SWITCHED_WITHIN_S)
+
+
+async def switched(sentinels: Sentinels, old: Server) -> bool:
+    return await sentinels.master() is not old
