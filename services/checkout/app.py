@@ -9,6 +9,7 @@ from services.checkout.commands.batch import Batches, Command, Result
 from services.checkout.commands.catalogue import Catalogue
 from services.checkout.commands.checkout import Checkout
 from services.checkout.commands.downstream import Downstream
+from services.checkout.commands.forget import Forgetting
 from services.checkout.commands.keys import DatabaseKeys
 from services.checkout.commands.reconcile import Reconciliation
 from services.checkout.commands.recover import Recovery
@@ -24,6 +25,7 @@ from services.checkout.routes import catalogue, ops, orders, partitions, refunds
 from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
+from shared.bus.fitness import FitnessCheck
 from shared.bus.log import EventLog
 from shared.bus.relay import Relays
 from shared.bus.retention import LogRetention
@@ -86,7 +88,8 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     retention = LogRetention(db, settings.retention_s)
     checks.append(Check("streams", StreamsProbe(db, log, streams, settings.window, settings.consumers)))
     checks.append(retention_check(retention))
-    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, reconciliation, relays, retention]
+    upkeep = [retention, Forgetting(db)]
+    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, *upkeep, reconciliation, relays, FitnessCheck(streams)]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     customers = [orders.router, refunds.router, timeline.router]
     operators = [ops.router, partitions.router, subscriptions.router]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Integer, LargeBinary, Text, text
+from sqlalchemy import Integer, LargeBinary, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.runtime.statements import Part, Write, together
@@ -82,6 +82,22 @@ _FREE = Part(
     tenants=Text,
     keys=Text,
 )
+# A minute of keys at a time, each of which is looked at once: the key of an order is kept for as long as the order.
+_FORGET = text(
+    """
+    WITH turn AS (
+        SELECT done_until AS since,
+               least(done_until + interval '1 minute', now() - :keep_h * interval '1 hour') AS until
+        FROM reconciliation
+        WHERE name = 'idempotency_keys' AND done_until < now() - :keep_h * interval '1 hour' FOR UPDATE SKIP LOCKED
+    ), gone AS (
+        DELETE FROM idempotency_keys k USING turn
+        WHERE k.created_at >= turn.since AND k.created_at < turn.until AND k.status IS NOT NULL
+          AND NOT EXISTS (SELECT 1 FROM orders o WHERE o.id = k.order_id)
+    )
+    UPDATE reconciliation SET done_until = turn.until FROM turn WHERE name = 'idempotency_keys'
+    """
+).bindparams(bindparam("keep_h", type_=Integer))
 
 
 def claim(claims: Sequence[Claim]) -> Write:
@@ -119,3 +135,11 @@ def answer(answers: Sequence[FinalAnswer]) -> Write:
 def free(keys: Sequence[tuple[str, str]]) -> Write:
     """Give keys back whose request came to nothing: the client may try again with the same one."""
     return _FREE.write(tenants=[tenant for tenant, _ in keys], keys=[key for _, key in keys])
+
+
+async def forget(connection: AsyncConnection, keep_h: int) -> bool:
+    """Delete a minute's worth of answered keys that are older than `keep_h` hours and belong to no order.
+
+    Returns whether there was such a minute, because then there may be more.
+    """
+    return (await connection.execute(_FORGET, {"keep_h": keep_h})).rowcount > 0

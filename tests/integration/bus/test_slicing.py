@@ -24,7 +24,8 @@ LOGGED = """
 DELIVERED = """
     INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts)
     SELECT CASE WHEN n % 10 = 0 THEN overlay(md5(n::text) placing 'f' from 1)::uuid
-                ELSE (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n), 12, '0') || repeat('7', 20))::uuid END,
+                ELSE (lpad(to_hex((extract(epoch FROM now()) * 1000)::bigint - n), 12, '0')
+                      || repeat('7', 20))::uuid END,
            0, n, 'order.completed', 'ord_' || n, 1, CASE WHEN n = 7 THEN 'dead' ELSE 'done' END, 1
     FROM generate_series(1, 1000) AS n
 """
