@@ -100,6 +100,11 @@ class Deliverer:
         self.brake = brake or Brake()
         self._handlers = handlers
 
+    @property
+    def types(self) -> list[str]:
+        """The types that the service has handlers for."""
+        return list(self._handlers)
+
     async def deliver(self, arrivals: Sequence[Arrival]) -> None:
         """Settle what is new among the arrivals; returns when every one of them is in the ledger."""
         await self.settle(self.sort(arrivals))
@@ -281,8 +286,8 @@ class Deliverer:
     async def _refuse(self, connection: AsyncConnection, taken: Row, found: Delivery) -> None:
         """A row that was due but that this version cannot run (any more)."""
         parked = found.row.state is State.PARKED or not found.is_of(taken.event_id)
-        error = found.row.last_error or (IMPOSTOR if parked else "no handler for this type")
-        state = State.PARKED if parked else State.DEAD
+        error = found.row.last_error or (IMPOSTOR if parked else "")
+        state = State.PARKED if parked else State.IGNORED
         await self.ledger.fail(connection, taken, state, error, None, counted=False)
 
     async def _record_due(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> None:

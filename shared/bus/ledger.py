@@ -224,8 +224,10 @@ _SETTLE = text(
 
 _FAIL = text(
     """
-    UPDATE deliveries SET state = :state, last_error = :error,
-           next_attempt_at = now() + :delay_s * interval '1 second', attempts = :left_attempts
+    UPDATE deliveries SET state = :state, last_error = nullif(:error, ''),
+           next_attempt_at = now() + :delay_s * interval '1 second', attempts = :left_attempts,
+           settled_at = CASE WHEN CAST(:state AS text) = 'ignored' THEN now() END,
+           event = CASE WHEN CAST(:state AS text) <> 'ignored' THEN event END
     WHERE event_id = :event_id AND attempts = :attempts AND state = 'retrying'
     """
 ).bindparams(bindparam("delay_s", type_=Double))
@@ -337,11 +339,12 @@ class Ledger:
         """Make waiting rows due whose order has nothing in front of them any more."""
         return (await connection.execute(_RELEASE)).rowcount
 
-    async def parked(self, connection: AsyncConnection) -> list[tuple[UUID, str]]:
-        """Every parked row that still has its event, and had it from the relay."""
+    async def parked(self, connection: AsyncConnection, types: Sequence[str] = ()) -> list[tuple[UUID, str]]:
+        """Every parked row (of these types) that still has its event, and had it from the relay."""
         found = deliveries.select().where(
             deliveries.c.state == State.PARKED, deliveries.c.event.is_not(None), deliveries.c.position.is_not(None)
         )
+        found = found.where(deliveries.c.type.in_(types)) if types else found
         return [(row.event_id, row.event) for row in await connection.execute(found)]
 
     async def resume_parked(self, connection: AsyncConnection, ids: Sequence[UUID]) -> int:

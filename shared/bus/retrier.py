@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
@@ -20,6 +21,7 @@ log = structlog.get_logger()
 FRESH_BATCH = 200
 FRESH_LEASE_S = 5.0  # a batch that kills the process is due again after this, one by one
 FAILED_BATCH = 20
+RESUME_S = 5.0
 
 
 class Retrier(Loop):
@@ -37,12 +39,12 @@ class Retrier(Loop):
         super().__init__("retrier")
         self._deliverer = deliverer
         self._gate = gate
-        self._resumed = False
+        self._resumed_at = float("-inf")
 
     @override
     async def run_once(self) -> int:
         """One pass over what is due; returns how many rows were tried."""
-        if not self._resumed:
+        if monotonic() - self._resumed_at > RESUME_S:
             await self._resume_parked()
         if await self._gate.closed() or not await self._anything_open():
             return 0
@@ -87,11 +89,16 @@ class Retrier(Loop):
         return await self._deliverer.db.run(self._deliverer.ledger.release)
 
     async def _resume_parked(self) -> None:
-        """After a deploy: what an older version of the code did not know may be known now."""
+        """After a deploy, what an older version of the code did not know may be known now.
+
+        Again and again, because while a deploy rolls, replicas of the older version still park what this one knows.
+        """
         async with self._deliverer.db.reading() as connection:
-            parked = await self._deliverer.ledger.parked(connection)
+            # Rubbish is looked at once: it does not get better while the same code runs.
+            types = [] if self._resumed_at < 0 else self._deliverer.types
+            parked = await self._deliverer.ledger.parked(connection, types)
         known = [event_id for event_id, raw in parked if self._deliverer.knows(event_id, raw)]
         if known:
             resumed = await self._deliverer.db.run(lambda c: self._deliverer.ledger.resume_parked(c, known))
             log.info("parked events resumed", resumed=resumed)
-        self._resumed = True
+        self._resumed_at = monotonic()

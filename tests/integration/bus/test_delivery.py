@@ -13,7 +13,7 @@ from shared.bus.inspection import Selection
 from shared.bus.ledger import State
 from shared.bus.retry import Backoff
 from shared.contracts.envelope import Envelope, encode
-from shared.contracts.orders import ORDER_CANCELLED, ORDER_REFUNDED
+from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED, ORDER_REFUNDED
 from shared.runtime.errors import DeadEvent, Outage
 from tests.integration.bus.conftest import STREAM, World, event, until
 
@@ -163,23 +163,29 @@ async def test_unknown_types_and_newer_majors_are_parked_until_a_version_that_kn
     assert len(reasons) == 3
 
 
-async def test_parked_events_are_resumed_when_the_code_knows_them(world: World) -> None:
-    """As after a deploy: an older version parked the event, this one can read it."""
-    known = event()
+@pytest.mark.parametrize(
+    ("kind", "becomes", "effects"), [(ORDER_COMPLETED, "done", (1, 1)), (ORDER_REFUNDED, "ignored", (0, 0))]
+)
+async def test_parked_events_are_resumed_when_the_code_knows_them(
+    world: World, kind: str, becomes: str, effects: tuple[int, int]
+) -> None:
+    """As after a deploy: an older version parked the event; this one can read it, and handles or ignores the type."""
+    known = event(kind=kind)
     async with world.db.transaction() as connection:
         await connection.execute(
             text(
                 "INSERT INTO deliveries"
                 " (event_id, partition, position, type, subject, order_version, state, attempts, event)"
-                " VALUES (:id, 0, 1, 'order.completed', :subject, 1, 'parked', 1, :event)"
+                " VALUES (:id, 0, 1, :kind, :subject, 1, 'parked', 1, :event)"
             ),
-            {"id": known.id, "subject": known.subject, "event": encode(known)},
+            {"id": known.id, "kind": kind, "subject": known.subject, "event": encode(known)},
         )
 
     world.start(world.retrier())
-    await until(lambda: all_done(world, 1))
+    await until(lambda: state_is(world, becomes))
 
-    assert await world.effects() == (1, 1)
+    assert await world.effects() == effects
+    assert await world.scalar("SELECT count(*) FROM deliveries WHERE event IS NULL AND settled_at IS NOT NULL") == 1
 
 
 async def test_a_type_that_the_service_does_not_care_for_is_ignored(world: World) -> None:
