@@ -7,17 +7,20 @@ when, to whom; which customers, who want what, and when they come.
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos.report import summary
+from deploy.local.errors import PlatformError
+from tests.chaos.report import not_played, summary
 from tests.chaos.run import Run
-from tests.chaos.schedule import schedule
+from tests.chaos.schedule import Fault, schedule
 
 RATE = 20.0  # orders a second: the proxies, the customers and the platform share a small machine
 
@@ -26,15 +29,14 @@ def main() -> None:
     options = _options()
     console = Console(width=120, highlight=False)
     seeds = range(options.seed, options.seed + options.seeds)
-    results = [_one(seed, options, console) for seed in seeds]
-    console.print(_table(results))
-    total = summary(results)
-    console.print(_total(total))
     options.folder.mkdir(parents=True, exist_ok=True)
-    path = options.folder / "result.json"
-    path.write_text(json.dumps({"total": total, "runs": results}, indent=2) + "\n")
+    path, results = options.folder / "result.json", []
+    for seed in seeds:
+        results.append(_one(seed, options, console))
+        path.write_text(json.dumps({"total": summary(results), "runs": results}, indent=2) + "\n")
+    console.print(_table(results), _total(summary(results)))
     console.print(f"Written to {path}.")
-    sys.exit(1 if total["runs that broke a rule"] else 0)
+    sys.exit(1 if any(result["violations"] for result in results) else 0)
 
 
 def _options() -> argparse.Namespace:
@@ -51,17 +53,28 @@ def _one(seed: int, options: argparse.Namespace, console: Console) -> dict[str, 
     faults = schedule(seed, options.seconds)
     console.print(f"\nSeed {seed}: {len(faults)} faults in {options.seconds:g} s at {options.rate:g} orders/s")
     for fault in faults:
-        console.print(f"  {fault}", soft_wrap=True)
+        console.print(f"  {fault}", soft_wrap=True, markup=False)
+    evidence = options.folder.absolute() / f"seed-{seed}"
+    result = _play(seed, faults, options, evidence)
+    counts = (f"{name} {result[name]}" for name in ("orders", "deliveries", "lost", "duplicates", "seconds to drain"))
+    console.print(f"  {', '.join(counts)}")
+    for violation in result["violations"][:20]:
+        console.print(f"  {violation}", style="red", soft_wrap=True, markup=False)
+    if result["violations"]:
+        console.print(f"  {len(result['violations'])} violations; the evidence is in {evidence}", soft_wrap=True)
+    return result
+
+
+def _play(seed: int, faults: Sequence[Fault], options: argparse.Namespace, evidence: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="orderstream-chaos-") as scratch:
         Path(scratch).chmod(0o711)  # Postgres may have to run as another user
-        evidence = options.folder.absolute() / f"seed-{seed}"
         run = Run(seed, options.seconds, options.rate, faults, Path(scratch), evidence)
-        result = asyncio.run(run.play())
-    if result["violations"]:
-        for violation in result["violations"][:20]:
-            console.print(f"  [red]{violation}", soft_wrap=True)
-        console.print(f"  {len(result['violations'])} rules broken; the evidence is in {evidence}", soft_wrap=True)
-    return result
+        try:
+            return asyncio.run(run.play())
+        except (PlatformError, TimeoutError) as error:
+            shutil.rmtree(evidence, ignore_errors=True)
+            shutil.copytree(Path(scratch, "run", "logs"), evidence)
+            return not_played(seed, faults, error)
 
 
 def _table(results: list[dict[str, Any]]) -> Table:

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 
+from tests.chaos.schedule import Fault
 from tests.support.invariants import database
 
 MESSAGE_ID = re.compile(rb"^Message-ID:\s*(<[^>]+>)", re.MULTILINE | re.IGNORECASE)
@@ -53,6 +54,14 @@ async def mails(env: Mapping[str, str], folder: Path) -> dict[str, Any]:
 def _copies(folder: Path) -> Counter[str]:
     found = (MESSAGE_ID.search(path.read_bytes()) for path in folder.rglob("*.eml"))
     return Counter(match[1].decode() for match in found if match)
+
+
+def not_played(seed: int, faults: Sequence[Fault], error: Exception) -> dict[str, Any]:
+    """A run that did not get to its end: nothing was counted."""
+    names = (*SUMMED, "extra %", "seconds to drain", "faults that could not be done")
+    kinds = dict(Counter(fault.kind for fault in faults))
+    violations = [f"the run could not be played: {error or type(error).__name__}"]
+    return {**dict.fromkeys(names, 0), "seed": seed, "faults": kinds, "violations": violations}
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

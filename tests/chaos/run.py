@@ -26,6 +26,7 @@ from tests.chaos.watch import Watch
 from tests.support.invariants import database, figures, violations
 from tests.support.platform import Platform, free_base
 
+INTERRUPTED = 130
 READY_S = 90.0
 DRAIN_S = 180.0  # the longest of what is due again by itself: one retry of an event or mail after a minute, and some
 NOT_YET = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, httpx.HTTPError, KeyError)
@@ -56,7 +57,12 @@ class Run:
         try:
             await self._started(running, ready)
             platform = Platform(settings.run_dir, settings.port_base)
-            result = await self._play(platform, links, everybody)
+            playing = asyncio.create_task(self._play(platform, links, everybody))
+            await asyncio.wait((playing, running), return_when=asyncio.FIRST_COMPLETED)
+            if not playing.done():  # Ctrl-C, which the launcher heard
+                playing.cancel()
+                raise SystemExit(INTERRUPTED)
+            result = playing.result()
         finally:
             launcher.stop()
             await running
