@@ -25,7 +25,6 @@ from services.checkout.routes import catalogue, ops, orders, partitions, refunds
 from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
-from shared.bus.fitness import FitnessCheck
 from shared.bus.log import EventLog
 from shared.bus.relay import Relays
 from shared.bus.retention import LogRetention
@@ -83,13 +82,12 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
         Check("payments", breaker_probe(breaker)),  # of its own: it is of interest when the other one fails
     ]
     door = Door("POST", "/v1/orders", admission)
-    checks.append(Check("orders", door.probe))
-    checks.append(Check("subscriptions", ReadersProbe(db, log, relays, settings.forgotten_after_s)))
+    readers = ReadersProbe(db, log, relays, settings.forgotten_after_s)
     retention = LogRetention(db, settings.retention_s)
+    checks += [Check("orders", door.probe), Check("subscriptions", readers), retention_check(retention)]
     checks.append(Check("streams", StreamsProbe(db, log, streams, settings.window, settings.consumers)))
-    checks.append(retention_check(retention))
     upkeep = [retention, Forgetting(db)]
-    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, *upkeep, reconciliation, relays, FitnessCheck(streams)]
+    loops = [checkout, recovery, giving_back, refund_recovery, webhooks, *upkeep, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     customers = [orders.router, refunds.router, timeline.router]
     operators = [ops.router, partitions.router, subscriptions.router]
