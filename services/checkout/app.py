@@ -25,6 +25,7 @@ from services.checkout.routes import catalogue, ops, orders, partitions, refunds
 from services.checkout.routes import webhooks as provider_webhooks
 from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
+from shared.bus.fitness import FitnessCheck
 from shared.bus.log import EventLog
 from shared.bus.relay import Relays
 from shared.bus.retention import LogRetention
@@ -86,7 +87,7 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     retention = LogRetention(db, settings.retention_s)
     checks += [Check("orders", door.probe), Check("subscriptions", readers), retention_check(retention)]
     checks.append(Check("streams", StreamsProbe(db, log, streams, settings.window, settings.consumers)))
-    upkeep = [retention, Forgetting(db)]
+    upkeep = [retention, Forgetting(db), FitnessCheck(streams)]
     loops = [checkout, recovery, giving_back, refund_recovery, webhooks, *upkeep, reconciliation, relays]
     health = Health(NAME, checks, [batches, *loops, webhooks.batches])
     customers = [orders.router, refunds.router, timeline.router]

@@ -312,6 +312,16 @@ class RedisStreams:
     async def ping(self) -> None:
         await self._commands.ping()
 
+    async def facts(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        facts: dict[str, Any] = await self._commands.info()
+        return facts
+
+    async def knows(self, command: str) -> bool:
+        """Whether the server has a command."""
+        answer: Any = await self._commands.execute_command("COMMAND INFO", command)
+        return bool(answer) and None not in (answer if isinstance(answer, list) else [*answer.values()])
+
     async def close(self) -> None:
         await self._commands.aclose()
         await self._blocking.aclose()

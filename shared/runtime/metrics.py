@@ -94,6 +94,7 @@ SETTLED = Gauge("orderstream_relay_settled", "Every position up to this one is d
 LACKING = Gauge(
     "orderstream_relay_lacking", "Events that the service had settled and now reports to lack", ("service", "partition")
 )
+UNFIT = Gauge("orderstream_redis_unfit", "1 for what is wrong with the settings of Redis", ("reason",))
 HELD_BACK = Gauge("orderstream_relay_held_back", "1 while Redis is full and takes no events", ("service", "partition"))
 SILENT = Gauge(
     "orderstream_subscription_silent_seconds", "How long a service settled nothing although events wait", ("service",)
