@@ -39,7 +39,7 @@ async def _rubbish(victim: Victim) -> None:
 
 
 async def _nonsense(victim: Victim) -> None:
-    nonsense = ("999", "-1", "abc", "")[victim.which % 4]
+    nonsense = ("999", "999", "-1", "abc", "")[victim.which % 5]
     await victim.hand.scribble(settled_board(victim.service), "0", nonsense)
 
 
