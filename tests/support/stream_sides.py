@@ -4,8 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from redis.asyncio import Redis
-
+from shared.bus.clients import StreamClient
 from shared.bus.log import LogEntry
 from shared.bus.streams import State, StreamEntry, Streams
 
@@ -31,7 +30,7 @@ class Hand(Protocol):
 class RedisHand:
     """The same with commands."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: StreamClient) -> None:
         self._redis: Any = redis
 
     async def flush(self) -> None:

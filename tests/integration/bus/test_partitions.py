@@ -4,7 +4,6 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 
-from redis.asyncio import Redis
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
@@ -107,15 +106,14 @@ async def test_services_that_subscribe_while_partitions_are_opened_get_all_of_th
     assert await world.scalar("SELECT count(*) FROM subscriptions") == 11 * 11  # email, and ten others
 
 
-async def test_a_new_partition_loses_nothing_when_redis_forgets_everything(world: World, redis_url: str) -> None:
+async def test_a_new_partition_loses_nothing_when_redis_forgets_everything(world: World) -> None:
     start(world)
     await world.db.run(lambda connection: world.log.open(connection, PARTITIONS))
     await until(lambda: knows(world, PARTITIONS))
 
-    async with Redis.from_url(redis_url) as redis:
-        for _ in range(4):
-            await slowly(world, [event() for _ in range(50)])
-            await redis.flushall()
+    for _ in range(4):
+        await slowly(world, [event() for _ in range(50)])
+        await world.redis.flushall()
     await until(lambda: handled(world, 200))
 
     assert await world.effects() == (200, 200)

@@ -276,4 +276,4 @@ async def all_again(world: World, effects: int) -> bool:
 
 
 async def gone(world: World) -> bool:
-    return not await world.redis.exists(STREAM, *BOARDS)
+    return not any([await world.redis.exists(key) for key in (STREAM, *BOARDS)])

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from shared.bus import streams as streams_module
+from shared.bus.clients import connect
 from shared.bus.streams import RedisStreams, State, StreamEntry
 from shared.runtime.errors import Action, classify
 from tests.support.memory_streams import MemoryHand, MemoryServer, MemoryStreams
@@ -33,7 +33,7 @@ def side(request: pytest.FixtureRequest) -> Side:
 async def server_side(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Side]:
     monkeypatch.setattr(streams_module, "BLOCK_MS", 20)
     streams = RedisStreams(redis_url, "test")
-    redis = Redis.from_url(redis_url)
+    redis = connect(redis_url, "hand")
     await redis.flushall()
     hand = RedisHand(redis)
     yield Side(streams, hand, lambda ms: asyncio.sleep(ms / 1000), _name())

@@ -109,6 +109,15 @@ def test_a_redis_reply_is_known_in_the_class_that_the_client_makes_of_it(word: s
     assert is_infrastructure(error)
 
 
+@pytest.mark.parametrize("word", ["READONLY", "OOM", "MISCONF", "NOREPLICAS"])
+def test_a_reply_inside_a_script_is_known_in_the_words_in_which_redis_6_wraps_it(word: str) -> None:
+    reply, action = REPLIES[word]
+
+    error = _as_raised(f"ERR Error running script (call to f_1a2b): @user_script:20: @user_script: 20: -{reply}")
+
+    assert classify(error) is action
+
+
 @pytest.mark.parametrize(
     "reply", ["ERR syntax error", "EXECABORT Transaction discarded", "NOSCRIPT No matching script."]
 )
