@@ -69,13 +69,9 @@ async def build(settings: CheckoutSettings, stack: AsyncExitStack) -> Service:
     giving_back = Refunds(db, book, lanes["orders"], clock, relays.wake_children)
     refund_recovery = RefundRecovery(db, giving_back, lanes["recovery"], clock, settings.lease_s)
     webhooks = Webhooks(db, lanes["recovery"], giving_back, clock, webhook_secrets(settings))
-    reconciliation = Reconciliation(
-        db,
-        lanes["recovery"],
-        giving_back,
-        every_s=settings.reconcile_every_s,
-        overlap_s=settings.reservation_s + settings.lease_s,
-    )
+    overlap_s = settings.reservation_s + settings.lease_s
+    every_s = settings.reconcile_every_s
+    reconciliation = Reconciliation(db, lanes["recovery"], giving_back, every_s=every_s, overlap_s=overlap_s)
     checks = [
         Check("postgres", timed(db.ping), critical=True),
         Check("redis", timed(streams.ping)),  # orders are taken without it
