@@ -24,6 +24,16 @@ PORTS = {
 MIN_PORT = 1024
 HIGHEST_BASE: int = 65_535 - max(PORTS.values())
 
+REDIS_SCHEMES = (
+    "redis",
+    "rediss",
+    "unix",
+    "redis+sentinel",
+    "rediss+sentinel",
+    "redis+cluster",
+    "rediss+cluster",
+)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -65,7 +75,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         run_dir=Path(environment.get("RUN_DIR") or ".run").absolute(),
         port_base=_port_base(environment.get("PORT_BASE") or "8000"),
         postgres_url=_address(environment, "POSTGRES_URL", "postgresql", "postgres"),
-        redis_url=_address(environment, "REDIS_URL", "redis", "rediss", "unix"),
+        redis_url=_address(environment, "REDIS_URL", *REDIS_SCHEMES),
         payments_url=_address(environment, "PAYMENTS_URL", "http", "https").rstrip("/"),
         smtp_url=_address(environment, "SMTP_URL", "smtp", "smtps", "smtp+starttls"),
     )
