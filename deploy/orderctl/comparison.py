@@ -26,7 +26,7 @@ _LOG = """
     WHERE partition = $1 AND position > $2 AND position <= $3
 """
 _LEDGER = "SELECT position, event_id, state FROM deliveries WHERE partition = $1 AND position > $2 AND position <= $3"
-_OLDEST = "SELECT coalesce(min(position), 1) - 1 FROM event_log WHERE partition = $1"
+_DROPPED = "SELECT dropped FROM log_head WHERE partition = $1"
 _TOLD = """
     SELECT id, status, status IN ('completed', 'cancelled') AS paid, version, total, refunded_total
     FROM orders WHERE version > 0 AND id > $1 ORDER BY id LIMIT 10000
@@ -59,7 +59,7 @@ async def census(service: str, checkout: asyncpg.Connection, ledger: asyncpg.Con
     found = Census(service)
     for subscription in await checkout.fetch(_SUBSCRIPTIONS, service):
         partition, head = subscription["partition"], subscription["head"]
-        start = max(subscription["origin"], await checkout.fetchval(_OLDEST, partition))
+        start = max(subscription["origin"], await checkout.fetchval(_DROPPED, partition))
         for after in range(start, head, PIECE):
             limits = (partition, after, min(after + PIECE, head))
             log = {row["position"]: row for row in await checkout.fetch(_LOG, *limits)}

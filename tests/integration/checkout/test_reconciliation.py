@@ -157,6 +157,18 @@ async def test_an_event_that_is_missing_and_one_too_many_are_reported(quiet: Sho
     assert sorted(await compared(quiet)) == sorted([("order_and_log", missing), ("order_and_log", surplus)])
 
 
+async def test_events_that_the_log_has_let_go_are_not_missed(quiet: Shop) -> None:
+    await bought(quiet)
+    await execute(quiet, "DELETE FROM event_log")
+    await execute(quiet, "UPDATE log_head SET dropped = position")
+    surplus = await bought(quiet)
+    await bought(quiet)
+    kept = await bought(quiet)
+    await execute(quiet, "UPDATE event_log SET subject = :to WHERE subject = :id", to=surplus, id=kept)
+
+    assert await compared(quiet) == [("order_and_log", kept)]
+
+
 async def test_a_step_that_nobody_audited_is_reported(quiet: Shop) -> None:
     order_id = await bought(quiet)
     await execute(quiet, "DELETE FROM order_transitions WHERE order_id = :id AND to_status = 'completed'", id=order_id)
