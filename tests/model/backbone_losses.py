@@ -33,7 +33,7 @@ async def _delete_consumer(victim: Victim) -> None:
 
 
 async def _rubbish(victim: Victim) -> None:
-    last = max((one for held in victim.world.streams(victim.stream) for one in held.entries), default=(0, 0))
+    last = max((held.last for held in victim.world.streams(victim.stream)), default=(0, 0))
     above = (10**12, 1) if victim.which % 2 else (last[0], last[1] + 1)
     await victim.hand.write(victim.stream, f"{max(above[0], last[0])}-{max(above[1], last[1] + 1)}", None)
 
