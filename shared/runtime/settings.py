@@ -58,7 +58,7 @@ class ServiceSettings(DatabaseSettings):
         description="unique per replica and stable over restarts, so that a restart finds its own entries",
     )
     claim_idle_s: float = Field(
-        15.0, ge=0.5, le=3600, description="silence after which a replica loses what it left open to its peers"
+        15.0, ge=2, le=3600, description="silence after which a replica loses what it left open to its peers"
     )
     retention_s: float = Field(
         90 * 86_400.0,

@@ -1,6 +1,6 @@
-"""Replicas of checkout as processes of their own, ready in a fraction of a second.
+"""Replicas of services as processes of their own, ready in a fraction of a second.
 
-Each is forked from a process that has imported everything already, then does what `python -m services.checkout` does.
+Each is forked from a process that has imported everything already, then does what `python -m services.<name>` does.
 """
 
 import asyncio
@@ -19,18 +19,19 @@ import httpx
 from tests.support.servers import free_port
 
 READY_WITHIN_S = 20.0
-MODULE = "services.checkout"
+PRELOADED = [f"services.{name}.app" for name in ("checkout", "email", "analytics", "warehouse")]
 
 
 @dataclass
 class Replica:
-    """One checkout process; it can die any number of times and be started again on the same port."""
+    """One process of a service; it can die any number of times and be started again on the same port."""
 
     environment: Mapping[str, str]
     log: Path
     http: httpx.AsyncClient
     port: int = field(default_factory=free_port)
     process: ForkServerProcess | None = None
+    service: str = "checkout"
 
     @property
     def url(self) -> str:
@@ -43,10 +44,10 @@ class Replica:
 
     def launch(self, **changes: str) -> None:
         """Start it; it may well die before it is ready."""
-        environment = {**self.environment, "CHECKOUT_PORT": str(self.port), **changes}
+        environment = {**self.environment, f"{self.service.upper()}_PORT": str(self.port), **changes}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "services.checkout.app", "uvicorn.protocols.http.httptools_impl"])
-        self.process = context.Process(target=_serve, args=(environment, str(self.log)), daemon=True)
+        context.set_forkserver_preload(["pytest", *PRELOADED, "uvicorn.protocols.http.httptools_impl"])
+        self.process = context.Process(target=_serve, args=(self.service, environment, str(self.log)), daemon=True)
         self.process.start()
 
     async def ready(self) -> None:
@@ -87,12 +88,13 @@ class Replica:
             return False
 
 
-def _serve(environment: Mapping[str, str], log: str) -> None:
+def _serve(service: str, environment: Mapping[str, str], log: str) -> None:
     """In the child: become the service."""
     os.environ.clear()
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.argv = [MODULE]
-    runpy.run_module(MODULE, run_name="__main__", alter_sys=True)
+    module = f"services.{service}"
+    sys.argv = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

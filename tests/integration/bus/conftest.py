@@ -25,7 +25,7 @@ from shared.contracts.envelope import Envelope
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED, schema_of
 from shared.runtime.db import Database
 from shared.runtime.identifiers import new_id, uuid7
-from shared.runtime.supervision import Loop
+from shared.runtime.supervision import Family, Loop
 
 SERVICE = "email"
 STREAM = "events:email:0"
@@ -131,9 +131,11 @@ class World:
 
     async def kill(self) -> None:
         """End what runs as kill -9 would: no clean-up."""
-        for _, task in self.running:
+        for loop, task in self.running:
             while not task.done():  # a database call may swallow a cancellation, and the loop goes on
                 task.cancel()
+                for child in loop._loops() if isinstance(loop, Family) else ():
+                    child.stop()  # a task group cancels each of them only once
                 await asyncio.wait({task}, timeout=0.2)
         self.running.clear()
 

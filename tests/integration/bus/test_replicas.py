@@ -1,0 +1,125 @@
+"""Replicas of a service share its work; whoever dies, stops or sleeps costs nothing, and nothing happens twice."""
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator
+from functools import partial
+from time import monotonic
+
+import pytest
+import pytest_asyncio
+
+from tests.support.fleet import BEHIND, CLAIM_IDLE_S, Fleet, fleet
+from tests.support.platform import until
+from tests.support.servers import NewDatabase
+
+# The aims are 2 s for a restart under the same name and for an orderly stop, and the idle time and 5 s for a peer. A
+# machine that has other things to do may take much longer.
+SOON_S = 30.0
+PARTITIONS = 8
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest_asyncio.fixture(scope="module")
+async def harbour(
+    new_database: NewDatabase, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Fleet]:
+    async with fleet(new_database, redis_url, tmp_path_factory.mktemp("fleet")) as made:
+        await made.start("warehouse", "one", "two", "three")
+        yield made
+
+
+@pytest_asyncio.fixture
+async def ours(harbour: Fleet) -> Fleet:
+    """With three replicas that are awake, whatever the story before did to them."""
+    for name in ("one", "two", "three"):
+        replica = harbour.replicas[name]
+        if replica.process and replica.process.exitcode is None:
+            replica.send(signal.SIGCONT)
+        else:
+            await replica.start()
+    await until(partial(only_known, harbour, {"one", "two", "three"}))
+    return harbour
+
+
+async def test_a_killed_replica_takes_up_its_own_entries_when_it_is_back(ours: Fleet) -> None:
+    one = ours.replicas["one"]
+    await ours.put_to_sleep("warehouse", "one")
+
+    await one.end(signal.SIGKILL)
+    await one.start()
+    took = await seconds_until_done(ours)
+
+    assert took < SOON_S
+    assert await ours.violations("warehouse") == []
+
+
+async def test_a_killed_replicas_entries_go_to_its_peers_and_its_name_is_forgotten(ours: Fleet) -> None:
+    await ours.put_to_sleep("warehouse", "one")
+
+    await ours.replicas["one"].end(signal.SIGKILL)
+    took = await seconds_until_done(ours)
+
+    assert took < CLAIM_IDLE_S + SOON_S
+    await until(partial(only_known, ours, {"two", "three"}))
+    assert await ours.violations("warehouse") == []
+
+
+async def test_a_replica_that_sleeps_beyond_its_claim_changes_nothing_when_it_wakes(ours: Fleet) -> None:
+    one = ours.replicas["one"]
+    await ours.put_to_sleep("warehouse", "one")
+
+    await seconds_until_done(ours)
+    await until(partial(only_known, ours, {"two", "three"}))
+    one.send(signal.SIGCONT)
+    await until(partial(only_known, ours, {"one", "two", "three"}))
+    await ours.place(30)
+    await ours.come_to_rest("warehouse")
+
+    assert await ours.violations("warehouse") == []
+    assert await ours.pending("warehouse", "one") == 0
+
+
+async def test_a_replica_that_stops_in_order_leaves_nothing_behind(ours: Fleet) -> None:
+    placing = asyncio.create_task(ours.place_for(1.0))
+    await asyncio.sleep(0.3)
+
+    stopped_at = monotonic()
+    status = await ours.replicas["one"].end(signal.SIGTERM)
+    took = monotonic() - stopped_at
+
+    assert status == 0
+    assert took < SOON_S
+    assert await ours.names("warehouse") == {"two", "three"}
+    await placing
+    await ours.come_to_rest("warehouse")
+    assert await ours.violations("warehouse") == []
+
+
+@pytest.mark.slow
+async def test_replicas_of_every_service_share_the_work_while_the_log_gets_eight_partitions(ours: Fleet) -> None:
+    email, analytics = ([f"{service}-{n}" for n in range(2)] for service in ("email", "analytics"))
+    await asyncio.gather(ours.start("email", *email), ours.start("analytics", *analytics))
+
+    placing = asyncio.create_task(ours.place_for(2.0, count=4))
+    await ours.db.run(lambda connection: ours.log.open(connection, PARTITIONS))
+    await placing
+    await ours.place_for(1.0, count=4)
+    await ours.come_to_rest(*BEHIND)
+
+    assert await ours.violations(*BEHIND) == []
+    for name in (*email, *analytics, "one", "two", "three"):
+        assert await ours.handled(name) > 0, f"{name} was idle"
+    for partition in range(PARTITIONS):
+        assert await ours.names("email", partition) == {*email}
+
+
+async def seconds_until_done(ours: Fleet) -> float:
+    began = monotonic()
+    await ours.come_to_rest("warehouse")
+    return monotonic() - began
+
+
+async def only_known(ours: Fleet, names: set[str]) -> bool:
+    return await ours.names("warehouse") == names
