@@ -86,10 +86,10 @@ _FREE = Part(
 _FORGET = text(
     """
     WITH turn AS (
-        SELECT done_until AS since,
-               least(done_until + interval '1 minute', now() - :keep_h * interval '1 hour') AS until
+        SELECT done_until AS since, done_until + interval '1 minute' AS until
         FROM reconciliation
-        WHERE name = 'idempotency_keys' AND done_until < now() - :keep_h * interval '1 hour' FOR UPDATE SKIP LOCKED
+        WHERE name = 'idempotency_keys' AND done_until + interval '1 minute' < now() - :keep_h * interval '1 hour'
+        FOR UPDATE SKIP LOCKED -- whole minutes only: of a moment there is always another one to be done
     ), gone AS (
         DELETE FROM idempotency_keys k USING turn
         WHERE k.created_at >= turn.since AND k.created_at < turn.until AND k.status IS NOT NULL
