@@ -8,6 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.bus import inspection
+from shared.bus.consumer import CONTROL_S
 from shared.bus.delivery import Arrival, Deliverer, Event
 from shared.bus.inspection import Selection
 from shared.bus.ledger import State
@@ -227,6 +228,7 @@ async def test_after_a_bad_deploy_the_brake_is_released_and_what_was_not_dead_ye
     world.start(world.relay())
     world.start_service()
     await until(lambda: paused(world), timeout_s=60)
+    await until(lambda: still(world))  # nobody looks into it while it is still coming to a halt
     dead = (await world.states())["dead"]
 
     world.handling.failing.clear()  # the deploy of the repaired code
@@ -271,6 +273,13 @@ async def all_done(world: World, count: int) -> bool:
 async def paused(world: World) -> bool:
     async with world.db.reading() as connection:
         return (await world.deliverer.ledger.control(connection)).paused
+
+
+async def still(world: World) -> bool:
+    """For longer than the consumer takes to see a pause, nothing has happened."""
+    before = await world.states()
+    await asyncio.sleep(2 * CONTROL_S)
+    return await world.states() == before
 
 
 async def tried(world: World, times: int) -> bool:
