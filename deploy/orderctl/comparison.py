@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from services.checkout.domain import OPEN, Status
+from services.checkout.store.reconciliation import SHOWN
 
 if TYPE_CHECKING:
     import asyncpg
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from services.checkout.payments.port import PaymentSeen
 
 PIECE = 10_000  # positions that are held in memory at once
-SHOWN = 100
 
 _SUBSCRIPTIONS = """
     SELECT partition, origin, settled, cursor, position AS head FROM subscriptions JOIN log_head USING (partition)

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from services.checkout.domain import TRANSITIONS
-from services.checkout.store.reconciliation import EVERY_ORDER, ORDERS, STOCK
+from services.checkout.store.reconciliation import EVERY_ORDER, ORDERS, SHOWN, STOCK
 
 if TYPE_CHECKING:
     import asyncpg
-
-SHOWN = 100  # violations of a rule at once: whoever has more needs no longer list
 
 
 @dataclass(frozen=True, slots=True)

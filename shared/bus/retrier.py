@@ -28,8 +28,7 @@ class Retrier(Loop):
     """Runs what the ledger says is due.
 
     Rows that were never tried go in batches; rows that failed before go one by one, so that what kills the process
-    takes
-    nobody with it. Attempts are counted and committed before the work.
+    takes nobody with it. Attempts are counted and committed before the work.
     """
 
     idle_s = 0.25

@@ -184,6 +184,7 @@ BEGIN
 END
 $$
 """
+# The first condition in the words of the index `deliveries_unsettled`, or the whole slice would be read.
 _OPEN_IN = """
 CREATE OR REPLACE FUNCTION open_in(slice regclass) RETURNS bigint LANGUAGE plpgsql STABLE AS $$
 DECLARE

@@ -19,9 +19,8 @@ from uuid import UUID
 import asyncpg
 import pytest
 import structlog
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from typing_extensions import override
 
 from shared.bus import consumer, relay
@@ -36,6 +35,7 @@ from shared.runtime.supervision import Loop
 from tests.model.backbone import SERVICES, Backbone, Checkout, Databases, Fate, Service
 from tests.model.backbone_checks import always, at_rest, believed, dense
 from tests.model.backbone_losses import LOSSES, lose
+from tests.model.histories import play
 from tests.model.processes import CLOCK, Operation, VirtualClock, moment
 from tests.support.servers import NewDatabase
 
@@ -376,15 +376,4 @@ def test_whatever_happens_in_the_middle_of_a_step_heals_by_itself(pipeline: type
 
 @pytest.mark.timeout(3600 if SEARCHED else 600)
 def test_whatever_is_lost_in_whatever_moment_every_event_has_its_effect_once(pipeline: type[Pipeline]) -> None:
-    run_state_machine_as_test(
-        pipeline,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            derandomize=SEARCHED is None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink] if SEARCHED else [Phase.generate],
-        ),
-    )
+    play(pipeline, EXAMPLES, STEPS, search=SEARCHED is not None)

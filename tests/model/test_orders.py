@@ -16,14 +16,12 @@ from typing import Any, ClassVar
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 from typing_extensions import override
 
@@ -40,6 +38,7 @@ from shared.runtime.db import Database
 from shared.runtime.identifiers import new_id
 from shared.runtime.migrations import upgrade
 from tests.model.checks import always, at_rest
+from tests.model.histories import play
 from tests.model.processes import CLOCK, moment
 from tests.model.provider import Card, Fate
 from tests.model.world import LEASE_S, RESERVATION_S, Process, World
@@ -380,15 +379,4 @@ async def model_database(new_database: NewDatabase) -> str:
 
 @pytest.mark.timeout(600)
 def test_whatever_happens_in_whatever_order_no_money_stock_or_order_is_lost(machine: type[Orders]) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            derandomize=SEARCHED is None,
-            suppress_health_check=list(HealthCheck),
-            phases=[Phase.generate, Phase.shrink] if SEARCHED else [Phase.generate],
-        ),
-    )
+    play(machine, EXAMPLES, STEPS, search=SEARCHED is not None)

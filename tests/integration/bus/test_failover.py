@@ -30,6 +30,12 @@ class Pair:
         self.checkout.start(self.checkout.relay(batch=50))
         self.service.start_service()
 
+    async def fail_over(self) -> None:
+        """The first dies, and everybody finds the second."""
+        await self.first.kill()
+        await self.second.lead()
+        self.lead_to(self.second)
+
     def lead_to(self, server: RedisServer) -> None:
         """Everybody finds this one now."""
         self.checkouts.lead_to(server)
@@ -58,9 +64,7 @@ async def test_a_replica_that_lags_takes_over(pair: Pair) -> None:
         await flow.more(200)
 
         assert await reaches(pair.second) < await reaches(pair.first)
-        await pair.first.kill()
-        await pair.second.lead()
-        pair.lead_to(pair.second)
+        await pair.fail_over()
 
         await flow.resumes()
         await flow.more(100)
@@ -75,9 +79,7 @@ async def test_a_replica_that_has_nothing_yet_takes_over(pair: Pair) -> None:
         await flow.more(100)
 
         assert await reaches(pair.second) < await reaches(pair.first)
-        await pair.first.kill()
-        await pair.second.lead()
-        pair.lead_to(pair.second)
+        await pair.fail_over()
 
         await flow.resumes()
         await flow.more(100)
