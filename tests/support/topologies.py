@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 
 from deploy.local import valkey
 from deploy.local.process import Process, Program, environment, valkey_ready
+from shared.bus.clients import connect
 from tests.support.absent import Absent
 from tests.support.servers import free_port
 
@@ -224,6 +225,13 @@ async def redis_topology(server_folder: Path) -> AsyncIterator[Topology]:
 async def redis_url(redis_topology: Topology) -> str:
     """Where the session's streams are."""
     return redis_topology.url
+
+
+async def emptied(url: str) -> None:
+    """Take everything out of the Redis behind a URL."""
+    redis = connect(url, "test")
+    await redis.flushall()
+    await redis.aclose()
 
 
 async def _sentinels(make: str, folder: Path, started: list[Server]) -> Sentinels:
