@@ -64,11 +64,11 @@ demo: install ## Put one order through the running platform and show what happen
 
 # Without an address of your own it is the local platform, when that runs.
 .PHONY: orderctl
-orderctl: install ## Look after a checkout: keys, subscriptions, verify; ARGS="keys list"
+orderctl: install ## Dead letters, pause, subscriptions, keys, verify; ARGS="deliveries list email"
 	@env="$${RUN_DIR:-.run}/env"; \
-	if [ -z "$$CHECKOUT_DATABASE_URL$$CHECKOUT_URL" ] && [ -f "$$env" ]; then \
+	if [ -z "$$CHECKOUT_DATABASE_URL$$CHECKOUT_URL$$EMAIL_URL$$ANALYTICS_URL$$WAREHOUSE_URL" ] && [ -f "$$env" ]; then \
 		. "$$(cd "$$(dirname "$$env")" && pwd)/env"; export CHECKOUT_DATABASE_URL="$${POSTGRES_URL%/*}/checkout"; \
-		export CHECKOUT_URL OPS_KEY CHECKOUT_PAYMENTS_URL="$$PAYMENTS_URL"; \
+		export CHECKOUT_URL EMAIL_URL ANALYTICS_URL WAREHOUSE_URL OPS_KEY CHECKOUT_PAYMENTS_URL="$$PAYMENTS_URL"; \
 		for name in EMAIL ANALYTICS WAREHOUSE; do \
 			export "$${name}_DATABASE_URL=$${POSTGRES_URL%/*}/$$(echo $$name | tr A-Z a-z)"; \
 		done; \

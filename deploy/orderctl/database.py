@@ -6,8 +6,12 @@ from typing import TypeVar
 
 from pydantic_settings import SettingsConfigDict
 
+from deploy.orderctl.failures import Refused, Unavailable
+from services.checkout.commands.keys import KeyRefused
 from shared.runtime.db import Database
+from shared.runtime.errors import is_infrastructure
 from shared.runtime.settings import DatabaseSettings, load
+from shared.runtime.supervision import brief
 
 Result = TypeVar("Result")
 
@@ -20,7 +24,15 @@ class OrderctlSettings(DatabaseSettings):
 
 def with_database(work: Callable[[Database], Awaitable[Result]]) -> Result:
     """Do something with the database of the settings; no connection stays open."""
-    return asyncio.run(_with(load(OrderctlSettings).database_url.get_secret_value(), work))
+    url = load(OrderctlSettings).database_url.get_secret_value()
+    try:
+        return asyncio.run(_with(url, work))
+    except KeyRefused as error:
+        raise Refused(str(error)) from error
+    except Exception as error:
+        if not is_infrastructure(error):
+            raise
+        raise Unavailable(f"the database cannot be used: {brief(error)}") from error
 
 
 async def _with(url: str, work: Callable[[Database], Awaitable[Result]]) -> Result:

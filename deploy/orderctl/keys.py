@@ -1,7 +1,6 @@
 """`orderctl keys`: a client's keys are made, listed and revoked here."""
 
 import getpass
-import json
 import math
 import socket
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from deploy.orderctl.database import with_database
+from deploy.orderctl.terminal import AsJson, print_json
 from services.checkout.commands import keys
 from services.checkout.commands.keys import CreateKey, Scope
 from services.checkout.store.keys import StoredKey, listed
@@ -21,13 +21,12 @@ from shared.contracts.envelope import rfc3339
 from shared.runtime.db import Database
 from shared.web.limits import Quota
 
-commands = typer.Typer(help="The keys of clients.", no_args_is_help=True, rich_markup_mode=None)
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 Tenant = Annotated[str, typer.Option(help="the client that the key belongs to; a new name makes a new client")]
 Scopes = Annotated[list[Scope], typer.Option("--scope", help="what the key opens; repeat it for more")]
 Rate = Annotated[float | None, typer.Option(min=0.001, max=10**6, help="requests per second, per process")]
 Burst = Annotated[int | None, typer.Option(min=1, max=10**6, help="requests at once; by default those of a second")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 @commands.command()
@@ -39,7 +38,7 @@ def create(tenant: Tenant, scopes: Scopes, rate: Rate = None, burst: Burst = Non
     command = CreateKey(tenant, scopes, quota, _operator())
     made, key = with_database(lambda db: keys.create(db, command))
     if as_json:
-        _print_json({**_body(made), "key": key})
+        print_json({**_body(made), "key": key})
         return
     _print_table([made])
     typer.echo(f"\n{key}\n\nThis is the only time that it is shown: only its SHA-256 is kept.")
@@ -57,7 +56,7 @@ def list_(
 
     found = with_database(work)
     if as_json:
-        _print_json({"items": [_body(one) for one in found]})
+        print_json({"items": [_body(one) for one in found]})
     else:
         _print_table(found)
 
@@ -67,7 +66,7 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="key_…")],
     """Revoke a key. Every process refuses it within five seconds."""
     revoked = with_database(lambda db: keys.revoke(db, key_id, _operator()))
     if as_json:
-        _print_json(_body(revoked))
+        print_json(_body(revoked))
     else:
         _print_table([revoked])
 
@@ -89,10 +88,6 @@ def _body(key: StoredKey) -> dict[str, object]:
         "revoked_at": rfc3339(key.revoked_at) if key.revoked_at else None,
         "revoked_by": key.revoked_by,
     }
-
-
-def _print_json(body: object) -> None:
-    typer.echo(json.dumps(body, indent=2))
 
 
 def _print_table(found: Iterable[StoredKey]) -> None:

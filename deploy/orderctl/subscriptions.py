@@ -1,8 +1,7 @@
 """`orderctl subscriptions`: services that read the log are added, removed and rewound here."""
 
-import json
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
@@ -10,10 +9,10 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from deploy.orderctl.operations import call
+from deploy.orderctl.terminal import AsJson, print_json, say, when
 
-commands = typer.Typer(help="The services that read the log.", no_args_is_help=True, rich_markup_mode=None)
+commands = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="the service's")]
 Position = Annotated[int | None, typer.Option(min=0, help="events behind this position come again; 0 is everything")]
 Time = Annotated[str | None, typer.Option(metavar="TIME", help="events since this time: 2026-01-31T12:00:00Z")]
@@ -34,12 +33,12 @@ def list_(*, as_json: AsJson = False) -> None:
     """Show who reads the log, and how far everybody is."""
     found = call("GET", "/ops/subscriptions")
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
     table = Table(Column("service", no_wrap=True), "partition", "written", "published", "settled", "to do", "moved")
     for one in found["items"]:
         numbers = (str(one[name]) for name in ("partition", "head", "cursor", "settled", "backlog"))
-        table.add_row(one["name"], *numbers, f"{one['moved_at']:.16}".replace("T", " "))
+        table.add_row(one["name"], *numbers, when(one["moved_at"]))
     Console().print(table)
 
 
@@ -52,14 +51,14 @@ def add(
 ) -> None:
     """Subscribe a service; one that is subscribed already stays as it is."""
     added = call("POST", "/ops/subscriptions", {"name": name, "from": from_})
-    _say(added, f"{name} is subscribed.", as_json=as_json)
+    say(added, f"{name} is subscribed.", as_json=as_json)
 
 
 @commands.command()
 def remove(name: Name, *, as_json: AsJson = False) -> None:
     """Remove a service's subscription. It gets no further events; what it has is its own."""
     call("DELETE", _path(name))
-    _say({"name": name}, f"{name} is removed.", as_json=as_json)
+    say({"name": name}, f"{name} is removed.", as_json=as_json)
 
 
 @commands.command()
@@ -78,19 +77,8 @@ def rewind(
         raise typer.BadParameter("give either --position or --time")
     target = {"position": position, "time": time, "partition": partition, "replay": replay, "dry_run": dry_run}
     done = call("POST", f"{_path(name)}/rewind", target)
-    _say(done, f"{done['events']} events {'would come' if dry_run else 'come'} again.", as_json=as_json)
+    say(done, f"{done['events']} events {'would come' if dry_run else 'come'} again.", as_json=as_json)
 
 
 def _path(name: str) -> str:
     return f"/ops/subscriptions/{quote(name, safe='')}"
-
-
-def _say(body: Any, line: str, *, as_json: bool) -> None:  # noqa: ANN401 - JSON
-    if as_json:
-        _print_json(body)
-    else:
-        typer.echo(line)
-
-
-def _print_json(body: object) -> None:
-    typer.echo(json.dumps(body, indent=2))

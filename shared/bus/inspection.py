@@ -128,6 +128,12 @@ async def find(
     return [_seen(row._mapping) for row in rows]  # noqa: SLF001 - SQLAlchemy's documented name
 
 
+async def show(connection: AsyncConnection, event_id: UUID) -> tuple[Seen, str | None] | None:
+    """One delivery, and the event as it came if it is not settled."""
+    row = (await connection.execute(select(deliveries).where(deliveries.c.event_id == event_id))).one_or_none()
+    return (_seen(row._mapping), row.event) if row else None  # noqa: SLF001 - SQLAlchemy's documented name
+
+
 async def errors(connection: AsyncConnection, limit: int = 50) -> list[ErrorGroup]:
     """Dead, parked and retrying deliveries grouped by error, the most frequent first."""
     what = (deliveries.c.state, deliveries.c.type, deliveries.c.last_error)

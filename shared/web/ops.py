@@ -19,7 +19,7 @@ from shared.bus.ledger import Control, Ledger, State
 from shared.contracts.envelope import Instant
 from shared.web.auth import OPS, Principal, require
 from shared.web.pages import DEFAULT_LIMIT, Limit, Page, page_of
-from shared.web.problems import Problem
+from shared.web.problems import Problem, not_found
 from shared.web.templating import environment
 
 if TYPE_CHECKING:
@@ -100,6 +100,12 @@ class Delivery(BaseModel):
     settled_at: Instant | None
 
 
+class Detail(Delivery):
+    """One row of the ledger with all that is kept in it."""
+
+    event: str | None = Field(description="the event as it came, while it is not settled")
+
+
 class Changed(BaseModel):
     """How many deliveries fitted and how many were changed."""
 
@@ -171,6 +177,15 @@ class Ops:
         async with self._db.reading() as connection:
             found = await inspection.find(connection, wanted, limit=limit + 1, starting_after=starting_after)
         return page_of([_shown(one) for one in found], limit)
+
+    async def delivery(self, _: Operator, delivery_id: UUID) -> Detail:
+        """One delivery, with its event."""
+        async with self._db.reading() as connection:
+            found = await inspection.show(connection, delivery_id)
+        if found is None:
+            raise not_found("delivery")
+        seen, event = found
+        return Detail(**_shown(seen).model_dump(), event=event)
 
     async def of_order(
         self, _: Reader, order_id: Annotated[Text, Query(min_length=1)], limit: Limit = DEFAULT_LIMIT
@@ -273,6 +288,8 @@ def router(service: str, db: Database, health: Health) -> APIRouter:
     routes.add_api_route("/ops", ops.page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
     routes.add_api_route("/ops/actions", ops.form, methods=["POST"], include_in_schema=False)
     routes.add_api_route("/ops/deliveries", ops.deliveries, methods=["GET"], summary="Deliveries, newest first")
+    one = "/ops/deliveries/{delivery_id:uuid}"  # retry and discard are no ids
+    routes.add_api_route(one, ops.delivery, methods=["GET"], summary="One delivery, with its event")
     routes.add_api_route("/ops/deliveries/retry", ops.retry, methods=["POST"], summary="Try deliveries again")
     routes.add_api_route("/ops/deliveries/discard", ops.discard, methods=["POST"], summary="Give deliveries up")
     routes.add_api_route("/ops/pause", ops.pause, methods=["POST"], summary="Stop consuming")

@@ -1,12 +1,6 @@
-"""`orderctl keys` as people and scripts use it: a process with arguments, an environment, and an exit code."""
+"""`orderctl keys`: clients get their keys and lose them."""
 
-import asyncio
 import json
-import os
-import sys
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -14,38 +8,13 @@ from typer.testing import CliRunner
 from deploy.orderctl import __main__
 from tests.integration.checkout.changed_requests import refused
 from tests.integration.checkout.conftest import Shop
+from tests.support import orderctl as support
+from tests.support.orderctl import Said
 from tests.support.servers import free_port
-
-ROOT = Path(__file__).parents[3]
-
-
-@dataclass
-class Said:
-    """What a command printed, and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        assert (self.code, self.err) == (0, "")
-        return json.loads(self.out)
 
 
 async def orderctl(database_url: str | None, *arguments: str) -> Said:
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "COLUMNS": "80"}
-    if database_url is not None:
-        environment["CHECKOUT_DATABASE_URL"] = database_url
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.orderctl", *arguments),
-        cwd=ROOT,
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return Said(process.returncode or 0, out.decode(), err.decode())
+    return await support.orderctl(*arguments, CHECKOUT_DATABASE_URL=database_url)
 
 
 async def test_a_key_is_made_used_listed_and_revoked(shop: Shop, checkout_database: str) -> None:

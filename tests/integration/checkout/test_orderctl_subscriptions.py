@@ -1,25 +1,20 @@
-"""`orderctl subscriptions` as people and scripts use it: a process that calls the ops API of another one."""
+"""`orderctl subscriptions` and `orderctl partitions`: who reads the log, by the ops API of a real checkout."""
 
-import asyncio
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from typer.testing import CliRunner
 
 from deploy.orderctl import __main__
-from deploy.orderctl.operations import Refused
+from deploy.orderctl.failures import Refused
 from tests.integration.checkout.conftest import API_KEY, OPS_KEY
 from tests.integration.checkout.process import checkout_process
-from tests.integration.checkout.test_orderctl_keys import Said
 from tests.integration.sandboxes.programs import Payments
+from tests.support import orderctl as support
+from tests.support.orderctl import Said
 from tests.support.servers import free_port
-
-ROOT = Path(__file__).parents[3]
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -29,17 +24,7 @@ async def url(checkout_database: str, redis_url: str, payments_server: Payments)
 
 
 async def orderctl(url: str | None, *arguments: str, key: str | None = OPS_KEY) -> Said:
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1", "COLUMNS": "100"}
-    asked = {"CHECKOUT_URL": url, "OPS_KEY": key}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "deploy.orderctl", "subscriptions", *arguments),
-        cwd=ROOT,
-        env=environment | {name: value for name, value in asked.items() if value is not None},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await process.communicate()
-    return Said(process.returncode or 0, out.decode(), err.decode())
+    return await support.orderctl("subscriptions", *arguments, CHECKOUT_URL=url, OPS_KEY=key)
 
 
 async def test_a_service_is_added_listed_and_removed(url: str) -> None:
@@ -93,8 +78,8 @@ async def test_without_checkout_it_says_so_in_one_line() -> None:
 
     assert away.code == 69
     assert away.err.startswith("orderctl: checkout at http://127.0.0.1:")
-    assert (unset.code, unset.err) == (78, "configuration: CHECKOUT_URL is not set\n")
-    assert (keyless.code, keyless.err) == (78, "configuration: OPS_KEY is not set\n")
+    assert (unset.code, unset.err) == (78, "configuration: CHECKOUT_URL is not set: where checkout answers\n")
+    assert (keyless.code, keyless.err) == (78, "configuration: OPS_KEY is not set: a key that opens ops\n")
     assert (wrong.code, wrong.err) == (78, "configuration: CHECKOUT_URL: must start with http:// or https://\n")
 
 

@@ -143,7 +143,8 @@ async def test_any_key_may_ask_what_became_of_an_order_and_only_an_operators_may
         await quiet.client.post(f"/ops/{what}", json={"ids": [str(order.id)], "reason": "no"}, headers=theirs)
         for what in ("deliveries/retry", "deliveries/discard", "pause", "resume")
     ]
-    looking = [await quiet.client.get(f"/ops{what}", headers=theirs) for what in ("", "/deliveries", "/audit")]
+    some = ("", "/deliveries", f"/deliveries/{asked.json()['items'][0]['id']}", "/audit")
+    looking = [await quiet.client.get(f"/ops{what}", headers=theirs) for what in some]
 
     assert {one["order_version"] for one in asked.json()["items"]} == {1, 2}
     assert {one["state"] for one in asked.json()["items"]} == {"done"}
