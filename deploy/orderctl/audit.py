@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from deploy.orderctl.operations import call
 from deploy.orderctl.terminal import AsJson, Service, print_json, printable, when
@@ -24,7 +24,8 @@ def audit(
     if as_json:
         print_json(found)
         return
-    table = Table("when", "key", "what", "how many, and which")
+    whole = Column("how many, and which", overflow="fold")
+    table = Table("when (UTC)", "key", "what", whole)
     for one in found["items"]:
         table.add_row(when(one["at"]), one["key_id"], one["action"], printable(one["detail"]))
     Console(markup=False).print(table)

@@ -147,7 +147,8 @@ def _readable(event: str) -> str:
 
 def _print_table(found: list[dict[str, Any]]) -> None:
     # Narrow enough for any terminal, because an id with its end cut off retries nothing.
-    table = Table(Column("delivery", no_wrap=True), Column("state, received (UTC)", no_wrap=True), "error")
+    table = Table(Column("delivery", no_wrap=True), Column("state, received (UTC)", no_wrap=True))
+    table.add_column("error", overflow="fold")
     for one in found:
         names = "\n".join((one["id"], printable(one["type"]), printable(one["order_id"])))
         tries = f"{one['attempts']} {'try' if one['attempts'] == 1 else 'tries'}"

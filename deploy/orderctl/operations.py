@@ -33,7 +33,7 @@ def call(
         raise Unavailable(f"{service} at {url} does not answer: {reason}") from error
     if answer.is_success:
         return answer.json() if answer.content else None
-    detail = _detail(service, answer)
+    detail = f"{service}: {_detail(answer)}"
     raise Unavailable(detail) if answer.is_server_error else Refused(detail)
 
 
@@ -59,11 +59,11 @@ def _setting(name: str, meaning: str) -> str:
     raise Misconfigured(f"{name} is not set: {meaning}")
 
 
-def _detail(service: str, answer: httpx.Response) -> str:
+def _detail(answer: httpx.Response) -> str:
     """A problem's own words; somebody else's answer, such as a proxy's, has none."""
     try:
         problem = answer.json()
         wrong = [f"{one['pointer'] or one['in']}: {one['detail']}" for one in problem.get("errors", ())]
         return "; ".join(wrong) or str(problem["detail"])
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{service} answered {answer.status_code}"
+        return f"answered {answer.status_code}"

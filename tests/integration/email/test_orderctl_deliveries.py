@@ -181,7 +181,7 @@ async def test_what_cannot_be_done_is_one_line_that_says_what_to_do(email: Email
         assert (said.code, said.out, said.err.count("\n")) == (1, "", 1)
         assert said.err.startswith("orderctl: ")
     assert "nothing to retry that fits: see deliveries list email --state all" in nothing.err
-    assert nobody.err == "orderctl: No such delivery.\n"
+    assert nobody.err == "orderctl: email: No such delivery.\n"
     assert "The key does not open ops." in no_operator.err
 
 
