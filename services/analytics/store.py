@@ -20,7 +20,7 @@ from sqlalchemy import (
     select,
     tuple_,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
@@ -34,7 +34,7 @@ from services.analytics.domain import (
     ProductKey,
     ProductSums,
 )
-from shared.runtime.statements import over_arrays
+from shared.runtime.statements import Many, over_arrays
 
 Instant = DateTime(timezone=True)
 
@@ -263,7 +263,7 @@ async def replace_facts(connection: AsyncConnection, facts: Sequence[Fact]) -> l
 async def _update_facts(connection: AsyncConnection, facts: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
     known = (
         select(order_facts)
-        .where(order_facts.c.order_id == bindparam("order_ids", type_=ARRAY(Text)).any_())
+        .where(order_facts.c.order_id == bindparam("order_ids", type_=Many(Text)).any_())
         .order_by(order_facts.c.order_id)
         .with_for_update()
     )

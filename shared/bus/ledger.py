@@ -30,9 +30,9 @@ from sqlalchemy import (
 )
 from sqlalchemy import Uuid as UuidColumn
 from sqlalchemy.dialects import postgresql
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.bus import slices
+from shared.runtime.statements import Many
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,18 +159,18 @@ _RECORD = text(
     SELECT id FROM unnest(:ids) AS e (id) WHERE id NOT IN (SELECT event_id FROM new)
     """
 ).bindparams(
-    bindparam("ids", type_=ARRAY(postgresql.UUID)),
-    bindparam("partitions", type_=ARRAY(Integer)),
-    bindparam("positions", type_=ARRAY(BigInteger)),
-    bindparam("types", type_=ARRAY(Text)),
-    bindparam("subjects", type_=ARRAY(Text)),
-    bindparam("versions", type_=ARRAY(Integer)),
-    bindparam("states", type_=ARRAY(Text)),
-    bindparam("attempts", type_=ARRAY(Integer)),
-    bindparam("events", type_=ARRAY(Text)),
-    bindparam("errors", type_=ARRAY(Text)),
-    bindparam("delays", type_=ARRAY(Double)),
-    bindparam("digests", type_=ARRAY(BigInteger)),
+    bindparam("ids", type_=Many(postgresql.UUID)),
+    bindparam("partitions", type_=Many(Integer)),
+    bindparam("positions", type_=Many(BigInteger)),
+    bindparam("types", type_=Many(Text)),
+    bindparam("subjects", type_=Many(Text)),
+    bindparam("versions", type_=Many(Integer)),
+    bindparam("states", type_=Many(Text)),
+    bindparam("attempts", type_=Many(Integer)),
+    bindparam("events", type_=Many(Text)),
+    bindparam("errors", type_=Many(Text)),
+    bindparam("delays", type_=Many(Double)),
+    bindparam("digests", type_=Many(BigInteger)),
 )
 
 _FORGED = text(
@@ -178,7 +178,7 @@ _FORGED = text(
     SELECT d.event_id FROM deliveries d
     JOIN unnest(:ids, :digests) AS e (event_id, digest) USING (event_id) WHERE d.digest <> e.digest
     """
-).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)), bindparam("digests", type_=ARRAY(BigInteger)))
+).bindparams(bindparam("ids", type_=Many(postgresql.UUID)), bindparam("digests", type_=Many(BigInteger)))
 
 # Nearly always nothing: asking for the first few of them costs less than asking for each order of a batch.
 _FIRST_BLOCKED = text(
@@ -190,7 +190,7 @@ _BLOCKED = text(
     SELECT DISTINCT subject FROM deliveries
     WHERE state IN ('retrying', 'waiting') AND subject = ANY(:subjects)
     """
-).bindparams(bindparam("subjects", type_=ARRAY(Text)))
+).bindparams(bindparam("subjects", type_=Many(Text)))
 
 _ANYTHING_OPEN = text(
     """
@@ -220,7 +220,7 @@ _SETTLE = text(
     WHERE d.event_id = e.event_id AND d.attempts = e.attempts AND d.state = 'retrying'
     RETURNING d.event_id
     """
-).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)), bindparam("attempts", type_=ARRAY(Integer)))
+).bindparams(bindparam("ids", type_=Many(postgresql.UUID)), bindparam("attempts", type_=Many(Integer)))
 
 _FAIL = text(
     """
@@ -251,7 +251,7 @@ _RESUME_PARKED = text(
     UPDATE deliveries SET state = 'retrying', attempts = 0, next_attempt_at = now(), last_error = NULL
     WHERE state = 'parked' AND event IS NOT NULL AND event_id = ANY(:ids)
     """
-).bindparams(bindparam("ids", type_=ARRAY(postgresql.UUID)))
+).bindparams(bindparam("ids", type_=Many(postgresql.UUID)))
 
 
 class Ledger:

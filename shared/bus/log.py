@@ -28,11 +28,11 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, UUID
+from sqlalchemy.dialects.postgresql import UUID
 
 from shared.bus import slices
 from shared.contracts.envelope import Envelope, encode
-from shared.runtime.statements import Part, Write, together
+from shared.runtime.statements import Many, Part, Write, together
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,7 +133,7 @@ _HOMES = text(
     SELECT DISTINCT ON (subject) subject, partition FROM event_log WHERE subject = ANY(:subjects)
     ORDER BY subject, created_at DESC
     """
-).bindparams(bindparam("subjects", type_=ARRAY(Text)))
+).bindparams(bindparam("subjects", type_=Many(Text)))
 
 # From the beginning of what the log still holds; `now` starts behind the last position instead.
 _SUBSCRIBE = text(

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 from sqlalchemy import BigInteger, Double, Integer, Row, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY
 from typing_extensions import override
 
 from shared.bus.boards import dropped_of, relay_board
 from shared.bus.slices import LEDGER_SLICE_MS, LOG_SLICE
 from shared.runtime import metrics
+from shared.runtime.statements import Many
 from shared.runtime.supervision import Loop
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ _LOG_UPKEEP = text("SELECT * FROM log_upkeep(:keep_s, :slice)").bindparams(
 _LEDGER_UPKEEP = text("SELECT * FROM ledger_upkeep(:keep_s, :slice_ms, :partitions, :dropped)").bindparams(
     bindparam("keep_s", type_=Double),
     bindparam("slice_ms", type_=BigInteger),
-    bindparam("partitions", type_=ARRAY(Integer)),
-    bindparam("dropped", type_=ARRAY(BigInteger)),
+    bindparam("partitions", type_=Many(Integer)),
+    bindparam("dropped", type_=Many(BigInteger)),
 )
 
 

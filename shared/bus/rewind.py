@@ -13,9 +13,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import BigInteger, Integer, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY
 
 from shared.bus.log import NEXT_EPOCH
+from shared.runtime.statements import Many
 
 if TYPE_CHECKING:
     from sqlalchemy import Row
@@ -43,7 +43,7 @@ _REWIND = text(
     FROM unnest(:partitions, :positions) AS r (partition, position)
     WHERE s.service = :service AND s.partition = r.partition
     """  # noqa: S608 - an expression of our own
-).bindparams(bindparam("partitions", type_=ARRAY(Integer)), bindparam("positions", type_=ARRAY(BigInteger)))
+).bindparams(bindparam("partitions", type_=Many(Integer)), bindparam("positions", type_=Many(BigInteger)))
 
 _DISOWN = text(
     f"""

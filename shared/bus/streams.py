@@ -242,11 +242,18 @@ class RedisStreams:
         cursor = b"0-0"
         while True:
             answer = await self._commands.xautoclaim(stream, group, consumer, idle_ms, cursor, count=count)
-            # Redis 7 drops trimmed entries itself and names them in a third element; 6.2 hands out nil for them.
-            claimed += [_entry(*item) for item in answer[1] if item and item[0] is not None]
+            there = [item for item in answer[1] if item and item[0] is not None]
+            if len(there) < len(answer[1]):
+                await self._let_go_of_trimmed(stream, group, consumer, count)
+            claimed += [_entry(*item) for item in there]
             cursor = answer[0]
             if cursor == b"0-0" or len(claimed) >= count:
                 return claimed
+
+    async def _let_go_of_trimmed(self, stream: str, group: str, consumer: str, count: int) -> None:
+        """Redis 7 drops what is no longer there when it is claimed. 6.2 answers nil, and it is the claimer's for ever."""
+        answer: Any = await self._commands.xreadgroup(group, consumer, {stream: "0"}, count=count)
+        await self.ack(stream, group, [entry_id for _, items in answer or () for entry_id, event in items if not event])
 
     async def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:
         if ids:

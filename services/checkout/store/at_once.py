@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from sqlalchemy import BigInteger, Text, TextClause, bindparam
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -21,7 +20,7 @@ from services.checkout.store.idempotency import Claim
 from services.checkout.store.orders import Change
 from shared.runtime.errors import sqlstate
 from shared.runtime.group_commit import NotAtOnce
-from shared.runtime.statements import Part, Write, together
+from shared.runtime.statements import Many, Part, Write, together
 
 # What a broken assumption looks like: ours (see migration 0005), a CHECK (somebody else took the last unit), or the
 # loser of a deadlock. Nothing is written, and taking the locks step by step finds out what there is to say.
@@ -99,6 +98,6 @@ def _statement(parts: tuple[Part, ...], appended: tuple[Part, ...]) -> TextClaus
     )
     return statement.bindparams(
         *(bindparam(name, type_=BigInteger) for name in ("moves", "claims", "known", "appends")),
-        *(bindparam(f"known_{name}", type_=ARRAY(Text)) for name in ("skus", "names", "currencies")),
-        bindparam("known_prices", type_=ARRAY(BigInteger)),
+        *(bindparam(f"known_{name}", type_=Many(Text)) for name in ("skus", "names", "currencies")),
+        bindparam("known_prices", type_=Many(BigInteger)),
     )

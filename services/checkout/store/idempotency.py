@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Integer, LargeBinary, Text, bindparam, text
+from sqlalchemy import Integer, Text, bindparam, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.runtime.statements import Part, Write, together
@@ -46,13 +46,14 @@ CLAIM = Part(
     "claimed",
     """
     INSERT INTO idempotency_keys (tenant_id, key, request_sha256, order_id)
-    SELECT * FROM unnest(:tenants, :keys, :hashes, :orders) AS e (tenant, key, hash, order_id) ORDER BY tenant, key
+    SELECT tenant, key, decode(sha256, 'hex'), order_id
+    FROM unnest(:tenants, :keys, :hashes, :orders) AS e (tenant, key, sha256, order_id) ORDER BY tenant, key
     ON CONFLICT (tenant_id, key) DO NOTHING
     RETURNING tenant_id, key
     """,
     tenants=Text,
     keys=Text,
-    hashes=LargeBinary,
+    hashes=Text,
     orders=Text,
 )
 _CLAIM_ONE = together((CLAIM,), "SELECT * FROM claimed")
@@ -105,7 +106,7 @@ def claim(claims: Sequence[Claim]) -> Write:
     return CLAIM.write(
         tenants=[one.tenant for one in claims],
         keys=[one.key for one in claims],
-        hashes=[one.request_sha256 for one in claims],
+        hashes=[one.request_sha256.hex() for one in claims],
         orders=[one.order_id for one in claims],
     )
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from sqlalchemy import DateTime, Text, bindparam, text
-from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.checkout.domain import Status
-from shared.runtime.statements import over_arrays
+from shared.runtime.statements import Many, over_arrays
 
 SHOWN = 100  # mismatches of a kind at once: whoever has more needs no longer list
 EVERY_ORDER = "orders"
@@ -66,7 +65,7 @@ _ACCOUNTS = text(
            ) AS refunding
     FROM orders o WHERE o.id = ANY(:ids)
     """
-).bindparams(bindparam("ids", type_=ARRAY(Text)))
+).bindparams(bindparam("ids", type_=Many(Text)))
 _PAID = text(
     """
     SELECT id FROM orders
