@@ -11,8 +11,9 @@ import pytest_asyncio
 import redis.exceptions as redis_errors
 from redis._parsers.base import BaseParser
 from redis.asyncio import Redis
-from sqlalchemy import Integer, Text, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Integer, Text, bindparam, text
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.exc import DBAPIError, StatementError
 from sqlalchemy.types import TypeEngine
 
 from shared.runtime.db import Database
@@ -27,7 +28,7 @@ from shared.runtime.errors import (
     is_infrastructure,
     sqlstate,
 )
-from shared.runtime.statements import over_arrays
+from shared.runtime.statements import Many
 from tests.support.servers import free_port
 
 # What servers really say, word for word, from the sources of Redis 7 and Valkey.
@@ -248,16 +249,17 @@ async def test_a_terminated_connection_is_to_be_reconnected(db: Database) -> Non
     assert classify(error) is Action.RECONNECT
 
 
-@pytest.mark.parametrize(
-    ("kind", "value"), [(Integer, 2**40), (Integer, "seven"), (Text, 7), (Text, "\ud800"), (Text, "\x00")]
-)
+@pytest.mark.parametrize("kind", [ARRAY, Many])
+@pytest.mark.parametrize(("element", "value"), [(Integer, 2**40), (Integer, "seven"), (Text, "\ud800"), (Text, "\x00")])
 async def test_an_argument_that_does_not_fit_its_column_is_a_fault_of_the_work(
-    db: Database, kind: type[TypeEngine[Any]], value: object
+    db: Database, kind: Callable[..., TypeEngine[Any]], element: type[TypeEngine[Any]], value: object
 ) -> None:
-    """The driver refuses it before anything is sent, with the class that it also has for broken connections."""
-    with pytest.raises(DBAPIError) as refusal:
+    """The driver refuses an array before anything is sent, with the class that it also has for broken connections."""
+    asked = text("SELECT unnest(:values)").bindparams(bindparam("values", type_=kind(element)))
+
+    with pytest.raises(StatementError) as refusal:
         async with db.transaction() as connection:
-            await connection.execute(over_arrays("SELECT unnest(:values)", values=kind), {"values": [value]})
+            await connection.execute(asked, {"values": [value]})
 
     assert classify(refusal.value) is Action.UNKNOWN
 
