@@ -20,7 +20,7 @@ from shared.runtime import metrics
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 
 DELAY_AIM_S = 1.0  # what a bad event may cost the next good one
-DELAY_BOUND_S = 5.0  # and what a machine that does other things besides is given
+AGAIN = 2  # a machine that does other things besides stands still now and then; a bad event delays others each time
 
 
 def valid(**changes: Any) -> dict[str, Any]:
@@ -93,14 +93,12 @@ async def test_each_is_parked_with_a_reason_and_the_next_good_event_is_not_delay
     relay = world.relay()
     world.start(relay)
     await until(lambda: done(world, 1))
+    alone = await next_good(world)
 
     slowest = {}
-    for good, (name, bad) in enumerate(BAD.items(), start=2):
+    for name, bad in BAD.items():
         await write(world, bad)
-        began = monotonic()
-        await world.append(event())
-        await until(lambda count=good: done(world, count), DELAY_BOUND_S * 4)  # type: ignore[misc]
-        slowest[name] = monotonic() - began
+        slowest[name] = await next_good(world) - alone
 
     assert not consumer.stopping
     async with world.db.reading() as connection:
@@ -112,9 +110,22 @@ async def test_each_is_parked_with_a_reason_and_the_next_good_event_is_not_delay
     assert [
         name for (name, bad), reason in zip(BAD.items(), reasons, strict=True) if not reason.startswith(bad.reason)
     ] == []
-    assert {name: s for name, s in slowest.items() if s > DELAY_BOUND_S} == {}, f"the aim is {DELAY_AIM_S} s"
     assert failures() == failures_before  # no loop failed, so none is in a circle
     assert world.handling.seen.count(FIRST.subject) == 1
+    for _ in range(AGAIN):
+        for name in [name for name, s in slowest.items() if s > DELAY_AIM_S]:
+            await write(world, BAD[name])
+            slowest[name] = await next_good(world) - alone
+    assert {name: s for name, s in slowest.items() if s > DELAY_AIM_S} == {}
+
+
+async def next_good(world: World) -> float:
+    """Seconds until one more good event has its effect."""
+    before = (await world.states())["done"]
+    began = monotonic()
+    await world.append(event())
+    await until(lambda: done(world, before + 1))
+    return monotonic() - began
 
 
 async def write(world: World, bad: Bad) -> None:

@@ -1,7 +1,6 @@
 """Who takes up what a dead, stopped or sleeping consumer left open."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
@@ -11,7 +10,6 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
-from shared.bus import retrier as retrier_module
 from shared.bus.consumer import PartitionConsumer
 from shared.bus.log import LogEntry
 from shared.bus.relay import Relay
@@ -158,29 +156,6 @@ async def test_a_consumer_with_nothing_open_is_forgotten_when_it_stops(world: Wo
     await world.stop()
 
     assert await world.redis.xinfo_consumers(STREAM, SERVICE) == []
-
-
-async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_takes_nobody_with_it(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each round is a process that dies in the middle of its transaction, as the OOM killer would do it."""
-    monkeypatch.setattr(retrier_module, "FRESH_LEASE_S", 0.3)
-    poison = event()
-    others = [event() for _ in range(10)]
-    await world.append(*others[:5], poison, *others[5:])
-    await world.relay().run_once()
-
-    class Killed(BaseException):
-        """Ends the process; no handler of errors sees it."""
-
-    world.handling.failing[poison.subject] = Killed()  # type: ignore[assignment]
-    async with asyncio.timeout(60):
-        while await world.states() != {"done": 10, "dead": 1}:
-            with contextlib.suppress(Killed):
-                await asyncio.wait_for(world.consumer().run_once(), 5)
-                await world.retrier().run_once()
-
-    assert await world.effects() == (10, 10)
 
 
 def replica(world: World, name: str, claim_idle_s: float) -> PartitionConsumer:

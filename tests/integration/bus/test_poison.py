@@ -1,0 +1,129 @@
+"""Events that can never work, and what they cost the others: a few transactions, or a restart."""
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable
+from functools import partial
+from time import monotonic
+from typing import TypeVar
+
+import pytest
+
+from shared.bus import retrier as retrier_module
+from shared.bus.consumer import BATCH
+from shared.contracts.envelope import Envelope
+from tests.integration.bus.conftest import World, event, until
+from tests.integration.bus.test_delivery import arrivals
+
+DELAY_AIM_S = 1.0  # what an event that always fails may cost the others
+TRIES = 2  # a machine that does other things besides stands still now and then, but not each time
+DEATHS_MOST = 3  # that the neighbours of a killer live through: with it, in its second batch, and behind it
+
+Result = TypeVar("Result")
+
+
+async def test_the_culprit_of_a_batch_is_found_in_as_many_transactions_as_halving_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [event() for _ in range(BATCH)]
+    world.handling.failing[events[BATCH // 3].subject] = RuntimeError("never works")
+    transactions = 0
+    run = world.db.run
+
+    async def counted(work: Callable[..., Awaitable[Result]]) -> Result:
+        nonlocal transactions
+        transactions += 1
+        return await run(work)
+
+    monkeypatch.setattr(world.db, "run", counted)
+    await world.deliverer.deliver(arrivals(*events))
+
+    assert await world.states() == {"done": BATCH - 1, "retrying": 1}
+    # The whole, then both halves each time, then the culprit's row.
+    assert transactions <= 1 + 2 * math.ceil(math.log2(BATCH)) + 1
+
+
+async def test_an_event_that_always_fails_costs_the_others_less_than_a_second(world: World) -> None:
+    world.start(world.relay())
+    world.start_service()
+    await together(world, [event() for _ in range(BATCH)])  # everybody has found his feet
+
+    alone = [await together(world, [event() for _ in range(BATCH)]) for _ in range(TRIES)]
+    beside = [await together(world, poisoned(world)) for _ in range(TRIES)]
+
+    assert min(beside) - min(alone) < DELAY_AIM_S
+    await until(lambda: dead(world, TRIES))
+
+
+async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_others_wait_for_few_restarts(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each life ends in the middle of a transaction, as the OOM killer would end it."""
+    monkeypatch.setattr(retrier_module, "FRESH_LEASE_S", 0.1)
+    poison, *neighbours = [event() for _ in range(11)]
+    world.handling.failing[poison.subject] = Killed()  # type: ignore[assignment]
+    await publish(world, *neighbours[:5], poison, *neighbours[5:])
+    done = []  # at each death
+
+    async with asyncio.timeout(60):
+        while await dies(world):
+            done.append((await world.states()).get("done", 0))
+            await publish(world, event())  # one more comes while nobody is there
+
+    deaths = 1 + 1 + world.deliverer.backoff.retries  # the first one is not counted
+    assert len(done) == deaths
+    # Whoever came after the killer, one per death, waited for one restart. What else is done are its neighbours.
+    neighbours_done = [count - came for came, count in enumerate(done)]
+    assert neighbours_done[:2] == [0, 0]
+    assert set(neighbours_done[DEATHS_MOST:]) == {len(neighbours)}
+    assert await world.states() == {"dead": 1, "done": len(neighbours) + deaths}
+    assert await world.effects() == (len(neighbours) + deaths, len(neighbours) + deaths)
+
+
+class Killed(BaseException):
+    """Ends the process; no handler of errors sees it."""
+
+
+async def dies(world: World) -> bool:
+    """One life under the same name; False if it comes to the end of all work."""
+    try:
+        await world.consumer().run_once()
+        await until(partial(at_rest, world))
+    except Killed:
+        return True
+    return False
+
+
+async def at_rest(world: World) -> bool:
+    await world.retrier().run_once()
+    return await world.states() == {"dead": 1, "done": await world.scalar("SELECT count(*) - 1 FROM deliveries")}
+
+
+async def publish(world: World, *events: Envelope) -> None:
+    await world.append(*events)
+    await world.relay().run_once()
+
+
+def poisoned(world: World) -> list[Envelope]:
+    """A batch with a culprit in it."""
+    events = [event() for _ in range(BATCH)]
+    world.handling.failing[events[BATCH // 3].subject] = RuntimeError("never works")
+    return events
+
+
+async def together(world: World, events: list[Envelope]) -> float:
+    """Seconds until all of them that work have their effect."""
+    working = sum(one.subject not in world.handling.failing for one in events)
+    wanted = (await world.effects())[0] + working
+    began = monotonic()
+    await world.append(*events)
+    await until(partial(has_effects, world, wanted))
+    return monotonic() - began
+
+
+async def has_effects(world: World, wanted: int) -> bool:
+    return (await world.effects())[0] == wanted
+
+
+async def dead(world: World, count: int) -> bool:
+    return (await world.states()).get("dead") == count
