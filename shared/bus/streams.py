@@ -251,9 +251,9 @@ class RedisStreams:
                 return claimed
 
     async def _let_go_of_trimmed(self, stream: str, group: str, consumer: str, count: int) -> None:
-        """Redis 7 drops what is no longer there when it is claimed. 6.2 answers nil, and it is the claimer's for ever."""
+        """Redis 7 drops what is gone when it is claimed. 6.2 answers nil, and it stays the claimer's for ever."""
         answer: Any = await self._commands.xreadgroup(group, consumer, {stream: "0"}, count=count)
-        await self.ack(stream, group, [entry_id for _, items in answer or () for entry_id, event in items if not event])
+        await self.ack(stream, group, [entry_id for _, items in answer or () for entry_id, there in items if not there])
 
     async def ack(self, stream: str, group: str, ids: Sequence[str]) -> None:
         if ids:
