@@ -12,12 +12,12 @@ from typing import Any
 
 import asyncpg
 import httpx
-from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from deploy.local.mail.faults import FaultPlan
 from deploy.local.mail.smtp import listen
 from deploy.local.mail.store import Store
+from shared.bus.clients import StreamClient, connect
 from shared.bus.log import EventLog
 from shared.bus.relay import Relays
 from shared.bus.streams import RedisStreams
@@ -46,7 +46,7 @@ class Fleet:
 
     databases: dict[str, str]
     redis_url: str
-    redis: Redis
+    redis: StreamClient
     db: Database
     log: EventLog
     mails: Store
@@ -121,6 +121,13 @@ class Fleet:
             return set()
         return {one["name"].decode() for one in found}
 
+    async def only_known(self, service: str, names: set[str], partition: int = 0) -> bool:
+        """Whether Redis knows these consumers and no others; before 7 it learns of one when it has something for it."""
+        known = await self.names(service, partition)
+        if known < names:
+            await self.place(len(names))
+        return known == names
+
     async def done(self, service: str) -> bool:
         """Whether a service's ledger has everything."""
         ledger = "SELECT count(*) FROM deliveries WHERE state IN ('done', 'ignored')"
@@ -177,7 +184,7 @@ async def fleet(new_database: NewDatabase, redis_url: str, folder: Path) -> Asyn
     """Databases of its own, an empty Redis, a mailbox, and the relays of a checkout; no replica runs yet."""
     async with AsyncExitStack() as stack:
         databases = dict(zip(("checkout", *BEHIND), await _databases(new_database), strict=True))
-        redis = Redis.from_url(redis_url)
+        redis = connect(redis_url, "harbour-master")
         stack.push_async_callback(redis.aclose)
         await redis.flushall()
         db = Database(databases["checkout"], "fleet", 10)
@@ -192,11 +199,13 @@ async def fleet(new_database: NewDatabase, redis_url: str, folder: Path) -> Asyn
         made = Fleet(databases, redis_url, redis, db, EventLog(), mails, port, folder, http)
         relays = Relays(db, made.log, streams)
         running = asyncio.create_task(relays.run())
-        yield made
-        for replica in made.replicas.values():
-            replica.kill()
-        relays.stop()
-        await running
+        try:
+            yield made
+        finally:  # or a test that failed goes on in the Redis that it shares with the next ones
+            for replica in made.replicas.values():
+                replica.kill()
+            relays.stop()
+            await running
 
 
 async def _databases(new_database: NewDatabase) -> list[str]:

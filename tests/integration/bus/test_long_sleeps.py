@@ -35,16 +35,16 @@ async def ours(
 
 async def test_a_replica_that_sleeps_for_a_minute_is_taken_over_and_changes_nothing_when_it_wakes(ours: Fleet) -> None:
     one, _ = await ours.start("warehouse", "one", "two", claim_idle_s=CLAIM_IDLE_S)
-    await until(partial(only_known, ours, {"one", "two"}))
+    await until(partial(ours.only_known, "warehouse", {"one", "two"}))
 
     await ours.put_to_sleep("warehouse", "one")
     fell_asleep = monotonic()
     await ours.come_to_rest("warehouse")
     taken_over = monotonic() - fell_asleep
     await ours.place_for(ASLEEP_S - taken_over, every_s=0.5)
-    assert await ours.names("warehouse") == {"two"}
+    assert "one" not in await ours.names("warehouse")
     one.send(signal.SIGCONT)
-    await until(partial(only_known, ours, {"one", "two"}))
+    await until(partial(ours.only_known, "warehouse", {"one", "two"}))
     await ours.place(30)
     await ours.come_to_rest("warehouse")
 
@@ -67,7 +67,7 @@ async def test_eight_replicas_on_eight_partitions_survive_whatever_happens_to_th
 
     assert await ours.violations("warehouse") == []
     for partition in range(PARTITIONS):
-        await until(partial(only_known, ours, {*REPLICAS}, partition))
+        await until(partial(ours.only_known, "warehouse", {*REPLICAS}, partition))
 
 
 async def test_connections_that_are_cut_five_times_a_second_cost_neither_events_nor_a_busy_loop(ours: Fleet) -> None:
@@ -109,7 +109,3 @@ async def cut_connections(ours: Fleet, seconds: float) -> None:
 def cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
-
-
-async def only_known(ours: Fleet, names: set[str], partition: int = 0) -> bool:
-    return await ours.names("warehouse", partition) == names

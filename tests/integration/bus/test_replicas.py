@@ -39,7 +39,7 @@ async def ours(harbour: Fleet) -> Fleet:
             replica.send(signal.SIGCONT)
         else:
             await replica.start()
-    await until(partial(only_known, harbour, {"one", "two", "three"}))
+    await until(partial(harbour.only_known, "warehouse", {"one", "two", "three"}))
     return harbour
 
 
@@ -62,7 +62,8 @@ async def test_a_killed_replicas_entries_go_to_its_peers_and_its_name_is_forgott
     took = await seconds_until_done(ours)
 
     assert took < CLAIM_IDLE_S + SOON_S
-    await until(partial(only_known, ours, {"two", "three"}))
+    await until(partial(ours.only_known, "warehouse", {"two", "three"}))
+    await ours.come_to_rest("warehouse")
     assert await ours.violations("warehouse") == []
 
 
@@ -71,9 +72,9 @@ async def test_a_replica_that_sleeps_beyond_its_claim_changes_nothing_when_it_wa
     await ours.put_to_sleep("warehouse", "one")
 
     await seconds_until_done(ours)
-    await until(partial(only_known, ours, {"two", "three"}))
+    await until(partial(ours.only_known, "warehouse", {"two", "three"}))
     one.send(signal.SIGCONT)
-    await until(partial(only_known, ours, {"one", "two", "three"}))
+    await until(partial(ours.only_known, "warehouse", {"one", "two", "three"}))
     await ours.place(30)
     await ours.come_to_rest("warehouse")
 
@@ -91,7 +92,7 @@ async def test_a_replica_that_stops_in_order_leaves_nothing_behind(ours: Fleet) 
 
     assert status == 0
     assert took < SOON_S
-    assert await ours.names("warehouse") == {"two", "three"}
+    assert "one" not in await ours.names("warehouse")
     await placing
     await ours.come_to_rest("warehouse")
     assert await ours.violations("warehouse") == []
@@ -112,14 +113,10 @@ async def test_replicas_of_every_service_share_the_work_while_the_log_gets_eight
     for name in (*email, *analytics, "one", "two", "three"):
         assert await ours.handled(name) > 0, f"{name} was idle"
     for partition in range(PARTITIONS):
-        assert await ours.names("email", partition) == {*email}
+        await until(partial(ours.only_known, "email", {*email}, partition))
 
 
 async def seconds_until_done(ours: Fleet) -> float:
     began = monotonic()
     await ours.come_to_rest("warehouse")
     return monotonic() - began
-
-
-async def only_known(ours: Fleet, names: set[str]) -> bool:
-    return await ours.names("warehouse") == names
