@@ -38,7 +38,7 @@ def _install(folder: Path, stamp: str) -> None:
     (folder / "installed").unlink(missing_ok=True)
     python = folder / "bin" / "python"
     pip = _create(folder, python)
-    environment = {**os.environ, **_uv_environment(pip)}
+    environment = uv_environment(pip)
     uv, others = folder / "uv.txt", folder / "others.txt"
     uv.write_text(_locked(lambda name: name == "uv"))
     others.write_text(_locked(lambda name: name != "uv"))
@@ -79,8 +79,8 @@ def _locked(wanted: Callable[[str], bool]) -> str:
     return "".join(lines)
 
 
-def _uv_environment(pip: list[str]) -> dict[str, str]:
-    """Say to uv what pip knows: uv reads neither pip's files nor its PIP_ variables."""
+def uv_environment(pip: list[str]) -> dict[str, str]:
+    """This one, and what pip knows: uv reads neither pip's files nor its PIP_ variables."""
     known = _pip_settings(pip)
     settings = {
         "UV_DEFAULT_INDEX": known.get("index-url", ""),
@@ -92,7 +92,7 @@ def _uv_environment(pip: list[str]) -> dict[str, str]:
         "UV_SYSTEM_CERTS": "1",
         "UV_NO_PROGRESS": "1",
     }
-    return {name: value for name, value in settings.items() if value and name not in os.environ}
+    return {name: value for name, value in settings.items() if value} | os.environ
 
 
 def _pip_settings(pip: list[str]) -> dict[str, str]:

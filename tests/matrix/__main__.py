@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.local.errors import PlatformError
+from tests.matrix import oldest
 from tests.support import pgbouncer, topologies
 from tests.support.absent import Absent
 
@@ -39,6 +40,7 @@ class Row:
     binary: Callable[[], Path]
     environment: Mapping[str, str]
     tests: Sequence[str]
+    touching: Sequence[str] = ()  # the fixtures that it is about; tests without them pass as they do elsewhere
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class Outcome:
 
 
 def _redis(kind: str, *more: str) -> Row:
-    shape, _, make = kind.partition(":")
-    server = make or ("valkey" if more else shape)
-    return Row(kind, partial(topologies.binary, server), {"TEST_REDIS": kind}, (BUS, *more))
+    make = topologies.make_of(kind)
+    binary = oldest.binary if make == "redis-6.2" else partial(topologies.binary, make)
+    return Row(kind, binary, {"TEST_REDIS": kind}, (BUS, *more), ("redis_topology", "server_side") if more else ())
 
 
 ROWS = (
@@ -75,6 +77,7 @@ ROWS = (
         pgbouncer.binary,
         {"TEST_POSTGRES": "pgbouncer"},
         (BUS, CHECKOUT, "tests/matrix/test_pgbouncer.py"),
+        ("pgbouncer",),
     ),
 )
 
@@ -88,8 +91,9 @@ def run(row: Row, words: Sequence[str]) -> Outcome:
     with tempfile.NamedTemporaryFile(suffix=".xml") as report:
         # xunit1 is the family of reports that has room for what a test measured.
         settings = ("--override-ini", f"timeout={TEST_TIMEOUT_S}", "--override-ini", "junit_family=xunit1")
-        options = ("-q", "-m", "not alone", *settings, "--junitxml", report.name)
-        command = (sys.executable, "-m", "pytest", *row.tests, *options, *words)
+        touching = ("--touching", *row.touching) if row.touching else ()
+        options = ("-q", "-m", "not alone", "-p", "tests.matrix.touching", *touching, *settings)
+        command = (sys.executable, "-m", "pytest", *row.tests, *options, "--junitxml", report.name, *words)
         began = monotonic()
         code = subprocess.run(command, env={**os.environ, **row.environment}, cwd=ROOT, check=False).returncode
         return _count(Path(report.name), version, code, monotonic() - began)

@@ -5,7 +5,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ from redis.asyncio import Redis
 
 from deploy.local import valkey
 from deploy.local.process import Process
+from tests.support import topologies
 from tests.support.proxy import Proxy
 from tests.support.servers import free_port
 
 
 @dataclass
 class RedisServer:
-    """A Valkey that comes back at the same port, with what is left in its folder."""
+    """One of the make that TEST_REDIS names. It comes back at the same port, with what is left in its folder."""
 
     folder: Path
     durable: bool = False
@@ -36,8 +37,11 @@ class RedisServer:
 
     async def start(self) -> None:
         """Start it; returns when it answers."""
-        log = self.folder.with_suffix(".log")
-        self.process = await valkey.start(valkey.Valkey(self.folder, self.port, log, self.durable))
+        server = valkey.Valkey(self.folder, self.port, self.folder.with_suffix(".log"), self.durable)
+        await server.prepare()
+        binary, (_, *arguments) = topologies.binary(topologies.make_of(topologies.kind())), server.program().command
+        self.process = await Process.start(replace(server.program(), command=(str(binary), *arguments)))
+        await self.process.wait_ready(valkey.READY_S)
 
     async def kill(self) -> None:
         """As kill -9 does it."""
@@ -84,7 +88,8 @@ class RedisServer:
 
     def tail(self) -> Path:
         """The file to which it appends what it is told."""
-        return max(self.folder.glob("appendonlydir/*.incr.aof"))
+        before_redis_7 = self.folder / "appendonly.aof"
+        return before_redis_7 if before_redis_7.exists() else max(self.folder.glob("appendonlydir/*.incr.aof"))
 
 
 class Address(Proxy):

