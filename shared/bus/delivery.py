@@ -1,8 +1,7 @@
 """The life of a delivery, without Redis: read the event, write the ledger row, run the handler, all in one transaction.
 
 A batch that fails is split until the culprit stands alone; only the culprit pays. Every delivery ends in one of the
-states of
-`shared.bus.ledger.State`.
+states of `shared.bus.ledger.State`.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from shared.bus.retry import Backoff, Brake
 from shared.contracts.envelope import Attributes, Envelope, UnreadableEvent, decode
 from shared.contracts.orders import EVENTS, MAJOR, ORDER_ENVELOPE, OrderState
 from shared.runtime import metrics
-from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, is_infrastructure
+from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, is_infrastructure, timed_out
 from shared.runtime.failpoints import reach
 from shared.runtime.supervision import brief
 
@@ -185,9 +184,11 @@ class Deliverer:
             done = await self.db.run(lambda connection: work(connection, batch))
         except (CommitUnknown, Outage):
             raise  # nobody's fault here: the whole batch comes again, no attempt is spent
-        except Exception as error:  # noqa: BLE001 - whatever a handler raises is recorded with its event
+        except Exception as error:  # whatever a handler raises is recorded with its event
             if is_infrastructure(error):
                 await self.db.ping()  # raises when the database is away; when it answers, the event may be to blame
+                if timed_out(error) and len(batch) > 1:
+                    raise  # each half with the culprit would take as long: by the ledger they come again one by one
                 if again:
                     # Connections break by themselves as well, now and then: a culprit will do it a second time.
                     await self._attempt(batch, work, again=False)

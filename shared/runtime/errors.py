@@ -111,6 +111,11 @@ def is_infrastructure(error: BaseException) -> bool:
     return isinstance(error, CommitUnknown) or classify(error) is not Action.UNKNOWN
 
 
+def timed_out(error: BaseException) -> bool:
+    """Whether Postgres, or we, gave up a statement that took too long."""
+    return isinstance(error, TimeoutError) or (isinstance(error, DBAPIError) and sqlstate(error) == "57014")
+
+
 def sqlstate(error: DBAPIError) -> str:
     """The five-character SQLSTATE, or an empty string when the server never answered."""
     return str(getattr(error.orig, "sqlstate", None) or "")

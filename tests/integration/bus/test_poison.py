@@ -2,16 +2,22 @@
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from time import monotonic
 from typing import TypeVar
 
 import pytest
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.bus import retrier as retrier_module
 from shared.bus.consumer import BATCH
+from shared.bus.delivery import Deliverer, Event
+from shared.bus.retry import Backoff
 from shared.contracts.envelope import Envelope
+from shared.contracts.orders import ORDER_COMPLETED
+from shared.runtime.supervision import Loop
 from tests.integration.bus.conftest import World, event, until
 from tests.integration.bus.test_delivery import arrivals
 
@@ -53,6 +59,39 @@ async def test_an_event_that_always_fails_costs_the_others_less_than_a_second(wo
 
     assert min(beside) - min(alone) < DELAY_AIM_S
     await until(lambda: dead(world, TRIES))
+
+
+async def test_an_event_that_always_takes_too_long_costs_those_who_come_later_one_timeout(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Halving would take as long for each half with the culprit in it: ten times for a batch of a thousand."""
+    monkeypatch.setattr(retrier_module, "FRESH_LEASE_S", 0.1)
+    monkeypatch.setattr(Loop, "failure_s", 0.05)
+    neighbours, slow = [event() for _ in range(99)], event()
+    timeouts = 0
+
+    async def handle(connection: AsyncConnection, events: Sequence[Event]) -> None:
+        nonlocal timeouts
+        if slow.subject in {one.subject for one in events}:
+            timeouts += 1
+            await connection.execute(text("SET LOCAL statement_timeout = 200"))
+            await connection.execute(text("SELECT pg_sleep(60)"))
+        await world.handling(connection, events)
+
+    async def ran_into(count: int) -> bool:
+        return timeouts == count
+
+    world.deliverer = Deliverer(world.db, {ORDER_COMPLETED: handle}, Backoff(base_s=60))
+    await publish(world, *neighbours[:33], slow, *neighbours[33:])
+    world.start(world.consumer())
+    await until(lambda: ran_into(1))
+    await publish(world, event())
+    await until(partial(has_effects, world, 1))
+
+    assert timeouts == 1
+    world.start(world.retrier())
+    await until(partial(has_effects, world, 100))
+    assert timeouts <= 1 + 1 + 2  # in the first batch, in the second, and alone, where the first time proves nothing
 
 
 async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_others_wait_for_few_restarts(
