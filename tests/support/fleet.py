@@ -25,6 +25,7 @@ from shared.contracts.envelope import Envelope
 from shared.runtime.db import Database
 from shared.runtime.migrations import upgrade
 from tests.support.orders import Order
+from tests.support.pgbouncer import direct
 from tests.support.platform import ROOT, fetch, until
 from tests.support.replicas import Replica
 from tests.support.servers import NewDatabase, free_port
@@ -211,14 +212,14 @@ async def fleet(new_database: NewDatabase, redis_url: str, folder: Path) -> Asyn
 async def _databases(new_database: NewDatabase) -> list[str]:
     urls = [await new_database() for _ in ("checkout", *BEHIND)]
     for name, url in zip(("checkout", *BEHIND), urls, strict=True):
-        await upgrade(url, ROOT / "services" / name / "migrations")
+        await upgrade(direct(url), ROOT / "services" / name / "migrations")
         await _limit(url)
     return urls
 
 
 async def _limit(url: str) -> None:
     """What the services' roles have, so that nobody holds a lock in his sleep."""
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(direct(url))
     for name, value in LIMITS.items():
         database = await connection.fetchval("SELECT current_database()")
         await connection.execute(f"ALTER DATABASE {database} SET {name} = '{value}'")

@@ -28,12 +28,21 @@ SETTINGS = {
     "ignore_startup_parameters": "pgbouncer",
 }
 
+_behind: dict[int, str] = {}  # by port, the servers that the PgBouncers of this process stand in front of
+
 
 def binary() -> Path:
     """The program; raises `Absent`."""
     if path := shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"):
         return Path(path)
     raise Absent("no PgBouncer here: apt-get install pgbouncer")
+
+
+def direct(url: str) -> str:
+    """The same database without the PgBouncer that may stand in front of it: for whoever looks in from outside."""
+    parts = urlsplit(url)
+    server = _behind.get(parts.port or 0)
+    return urlsplit(server)._replace(path=parts.path).geturl() if server else url
 
 
 @dataclass
@@ -57,6 +66,7 @@ class PgBouncer:
         settings.write_text(self._settings())
         self.process = await Process.start(self._program(settings))
         await self.process.wait_ready(READY_S)
+        _behind[self.port] = self.server
 
     async def stop(self) -> None:
         """As kill -9 does it, so that every connection is reset."""

@@ -20,6 +20,7 @@ from deploy.local.demo import read_environment
 from deploy.local.ports import is_free
 from deploy.local.process import MARKER
 from deploy.local.settings import PORTS
+from tests.support.pgbouncer import direct
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = {"checkout", "email", "analytics", "warehouse", "payments", "mail", "postgres", "redis"}
@@ -87,7 +88,7 @@ def free_base() -> int:
 
 
 async def fetch(url: str, query: str) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(direct(url))
     try:
         return [tuple(row) for row in await connection.fetch(query)]
     finally:

@@ -12,6 +12,7 @@ from shared.runtime.failpoints import EXIT_STATUS
 from tests.integration.bus.conftest import until
 from tests.integration.bus.flowing import RESUMED_WITHIN_S, flowing
 from tests.integration.bus.processes import RELAY, SERVICE, Stage, ended, stage
+from tests.support.pgbouncer import direct
 from tests.support.servers import NewDatabase
 
 # Where in an event's life, as it is written for a process. The first hits are those of a process that finds its feet.
@@ -87,7 +88,7 @@ async def test_a_process_that_stands_still_is_overtaken_and_does_no_harm_when_it
 
 async def limit(database_url: str) -> None:
     """What the roles of a real installation have: nobody may sleep on a lock."""
-    connection = await asyncpg.connect(database_url)
+    connection = await asyncpg.connect(direct(database_url))
     name = await connection.fetchval("SELECT current_database()")
     for setting in ("idle_in_transaction_session_timeout = '3s'", "lock_timeout = '1s'"):
         await connection.execute(f"ALTER DATABASE {name} SET {setting}")

@@ -62,9 +62,9 @@ async def test_a_third_key_is_refused_until_one_of_the_two_is_revoked(shop: Shop
     assert (await shop.get("/v1/orders", api_key=third)).status_code == 200
 
 
-async def test_ten_keys_asked_for_at_once_are_two_all_the_same(shop: Shop) -> None:
+async def test_ten_keys_asked_for_at_once_are_two_all_the_same(shop: Shop, checkout_database: str) -> None:
     """Of a client that is new, so that there is no row yet that could be locked."""
-    several = Database(shop.db.engine.url.render_as_string(hide_password=False), "test", pool_size=10)
+    several = Database(checkout_database, "test", pool_size=10)
     command = CreateKey("crowd", (Scope.ORDERS_READ,), None, "test")
 
     made = await asyncio.gather(*(keys.create(several, command) for _ in range(10)), return_exceptions=True)

@@ -21,6 +21,7 @@ from shared.runtime.migrations import upgrade
 from tests.integration.checkout.conftest import running, settings_for
 from tests.integration.checkout.test_orderctl_keys import orderctl
 from tests.integration.sandboxes.programs import SECRET_KEY, payments_program, running_payments
+from tests.support.pgbouncer import direct
 from tests.support.servers import NewDatabase
 
 # What somebody does to the rows by hand, what is said of it, and how it is put right again.
@@ -231,7 +232,7 @@ async def copy(checkout: asyncpg.Connection, theirs: asyncpg.Connection) -> None
 @asynccontextmanager
 async def rows(url: str) -> AsyncIterator[asyncpg.Connection]:
     """A connection that may change things."""
-    connection = await asyncpg.connect(urlsplit(url)._replace(scheme="postgresql").geturl())
+    connection = await asyncpg.connect(direct(urlsplit(url)._replace(scheme="postgresql").geturl()))
     try:
         yield connection
     finally:

@@ -18,6 +18,7 @@ from tests.integration.checkout.raw_http import ORDER, POST, PROBE, clients
 from tests.integration.sandboxes.programs import Payments, Program
 from tests.support.flood import REFUSED, flood
 from tests.support.load import order_body
+from tests.support.pgbouncer import direct
 
 LIMIT = 8
 WAIT_MOST_S = 0.2
@@ -244,7 +245,7 @@ async def turned_away(http: httpx.AsyncClient, reason: str) -> float:
 @asynccontextmanager
 async def standing_still(url: str) -> AsyncIterator[None]:
     """No order gets any further in the database, and whoever tries waits."""
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(direct(url))
     try:
         async with connection.transaction():
             await connection.execute("LOCK TABLE orders IN EXCLUSIVE MODE")  # reading is possible

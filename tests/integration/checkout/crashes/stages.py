@@ -16,6 +16,7 @@ import httpx
 from tests.integration.checkout.conftest import API_KEY, until
 from tests.integration.sandboxes.programs import SECRET_KEY, Payments
 from tests.support.invariants import violations_of_checkout
+from tests.support.pgbouncer import direct
 from tests.support.replicas import Replica
 
 FINAL = {201, 402, 409, 422}
@@ -179,7 +180,7 @@ class Theatre:
         name = f"stage_{secrets.token_hex(6)}"
         await _copy(self._template, name)
         url = urlsplit(self._template)._replace(path=f"/{name}").geturl()
-        connection = await asyncpg.connect(url)
+        connection = await asyncpg.connect(direct(url))
         await connection.execute("INSERT INTO tenants (id) VALUES ($1)", name)
         await connection.execute("UPDATE api_keys SET tenant_id = $1 WHERE id = 'key_demo'", name)
         (self._folder / name).mkdir()
@@ -191,7 +192,7 @@ class Theatre:
 
 
 async def _copy(template: str, name: str) -> None:
-    admin = await asyncpg.connect(urlsplit(template)._replace(path="/postgres").geturl())
+    admin = await asyncpg.connect(urlsplit(direct(template))._replace(path="/postgres").geturl())
     await admin.execute(f"CREATE DATABASE {name} TEMPLATE {urlsplit(template).path[1:]}")
     await admin.close()
 

@@ -10,6 +10,7 @@ import pytest
 
 from shared.runtime.db import CLOSE_TIMEOUT_S, COMMAND_TIMEOUT_S, CONNECT_TIMEOUT_S
 from tests.integration.checkout.crashes.stages import Client, Stage, Theatre
+from tests.support.pgbouncer import direct
 from tests.support.proxy import Mode, Proxy, proxy_to
 from tests.support.replicas import Replica
 
@@ -123,5 +124,5 @@ async def few_connections(stage: Stage, limit: int) -> str:
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role};"
         f"GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO {role}"
     )
-    address = urlsplit(stage.database_url)
+    address = urlsplit(direct(stage.database_url))
     return address._replace(netloc=f"{role}:few@{address.hostname}:{address.port}").geturl()
