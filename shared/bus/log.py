@@ -93,11 +93,12 @@ subscriptions = Table(
 # an epoch that its service has already had.
 NEXT_EPOCH = "greatest({epoch} + 1, CAST(extract(epoch FROM clock_timestamp()) * 1000 AS bigint))"
 
-# Positions are dense, so a bound is a limit, and tells in which slices they are.
+# Positions are dense, so a bound is a limit, and tells in which slices they are. One array instead of many rows: the
+# driver takes a tenth of the time.
 _READ = text(
     """
-    SELECT position, event FROM event_log
-    WHERE partition = :partition AND position > :after AND position <= :upto ORDER BY position
+    SELECT max(position) AS last, array_agg(event ORDER BY position) AS events FROM event_log
+    WHERE partition = :partition AND position > :after AND position <= :upto
     """
 )
 
@@ -158,12 +159,8 @@ _OVERVIEW = text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One event at its position."""
-
-    position: int
-    event: str
+class LogGapError(Exception):
+    """The log lacks a position, which no transaction of ours can bring about; the text says where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,10 +300,11 @@ class EventLog:
             ),
         )
 
-    async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> list[LogEntry]:
-        """The next entries behind `after`, without gaps."""
-        rows = await connection.execute(_READ, {"partition": partition, "after": after, "upto": after + limit})
-        return [LogEntry(position, event) for position, event in rows]
+    async def read(self, connection: AsyncConnection, partition: int, after: int, limit: int) -> Sequence[str]:
+        """The events at the positions `after` + 1, `after` + 2 and so on. Raises `LogGapError`."""
+        found = await connection.execute(_READ, {"partition": partition, "after": after, "upto": after + limit})
+        last, events = found.one()
+        return without_gap(partition, after, last, events)
 
     async def head(self, connection: AsyncConnection, partition: int) -> int:
         """The last position that is committed."""
@@ -372,3 +370,11 @@ async def _logged(connection: AsyncConnection, limit: int, *conditions: ColumnEl
     found = event_log.select().where(*conditions).order_by("position").limit(limit)
     rows = await connection.execute(found)
     return [LoggedEvent(row.partition, row.position, row.event, row.created_at) for row in rows]
+
+
+def without_gap(partition: int, after: int, last: int | None, events: Sequence[str] | None) -> Sequence[str]:
+    """The events behind `after`, of which the last is at `last`, if none is missing; none at all is well too."""
+    there = events or ()
+    if (last or after) - after != len(there):
+        raise LogGapError(f"The log of partition {partition} lacks a position between {after} and {last}.")
+    return there

@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, bindparam, text
 from typing_extensions import override
 
 from shared.bus.boards import announcement, dropped_of, relay_board, reported, settled_board
-from shared.bus.log import LogEntry, Subscription
+from shared.bus.log import Subscription, without_gap
 from shared.bus.progress import Epoch
 from shared.bus.rewind import disown
 from shared.bus.streams import State, stream_name
@@ -70,17 +70,16 @@ _TAKE = text(
         FOR UPDATE SKIP LOCKED
     )
     SELECT t.cursor, t.settled, t.epoch, t.origin, t.rewound, t.replay, h.position AS head, h.dropped,
-           e.position, e.event
+           e.last, e.events
     FROM taken t
     JOIN log_head h ON h.partition = :partition
-    LEFT JOIN LATERAL (
-        SELECT position, event FROM event_log
-        WHERE partition = :partition AND position > t.cursor AND position <= t.settled + :window
-        ORDER BY position LIMIT :batch
-    ) e ON true
-    ORDER BY e.position
+    CROSS JOIN LATERAL (
+        SELECT max(position) AS last, array_agg(event ORDER BY position) AS events FROM event_log
+        WHERE partition = :partition AND position > t.cursor
+          AND position <= least(t.cursor + :batch, t.settled + :window)
+    ) e
     """
-).bindparams(bindparam("window", type_=BigInteger))
+).bindparams(bindparam("window", type_=BigInteger), bindparam("batch", type_=BigInteger))
 _STORE = text(
     """
     UPDATE subscriptions SET cursor = :cursor, settled = :settled,
@@ -92,13 +91,13 @@ _STORE = text(
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A locked subscription, its epoch, the log's head and what it no longer holds, and the entries to be published."""
+    """A locked subscription, its epoch, the log's head and what it no longer holds, and what is behind the cursor."""
 
     subscription: Subscription
     epoch: Epoch
     head: int
     dropped: int
-    entries: Sequence[LogEntry]
+    events: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +211,15 @@ class Relay(Loop):
 
     async def _take(self, connection: AsyncConnection) -> Taken | None:
         bounds = {"window": self._window, "batch": self._batch}
-        rows = (await connection.execute(_TAKE, self._key() | bounds)).all()
-        if not rows:
+        row = (await connection.execute(_TAKE, self._key() | bounds)).one_or_none()
+        if row is None:
             return None
-        first = rows[0]
-        entries = [LogEntry(row.position, row.event) for row in rows if row.position is not None]
         # The row is the newest there is, the head may be that of a moment ago.
-        head = max(first.head, first.cursor)
-        subscription = Subscription(self._service, self._partition, first.cursor, first.settled)
-        epoch = Epoch(first.epoch, first.origin, first.rewound, first.replay)
-        return Taken(subscription, epoch, head, first.dropped, entries)
+        head = max(row.head, row.cursor)
+        subscription = Subscription(self._service, self._partition, row.cursor, row.settled)
+        epoch = Epoch(row.epoch, row.origin, row.rewound, row.replay)
+        events = without_gap(self._partition, row.cursor, row.last, row.events)
+        return Taken(subscription, epoch, head, row.dropped, events)
 
     async def _pass(self, connection: AsyncConnection, taken: Taken, board: Mapping[str, int]) -> Pass:
         before = taken.subscription
@@ -229,19 +227,20 @@ class Relay(Loop):
         now = replace(before, settled=self._mirror(taken, settled or 0))
         # What comes before the service has forgotten would be forgotten with the rest, and handled a second time.
         waits = taken.epoch.replay and settled is None
-        entries, lost = () if waits else taken.entries, None
-        answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
+        events, lost = () if waits else taken.events, None
+        answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
         await reach("R2")
         if answer not in FIT:
             # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The
             # log is read before the stream is dropped: a relay that slept until it lost its lock destroys nothing.
             lost, now = answer, replace(now, cursor=now.settled)
             limit = 0 if waits else min(self._batch, self._window)
-            entries = await self._log.read(connection, self._partition, now.settled, limit)
+            events = await self._log.read(connection, self._partition, now.settled, limit)
             await self._streams.rebuild(self._stream, self._service, now.settled)
-            answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, entries)
-        published = entries if answer is State.PUBLISHED else ()
-        return Pass(before, _advanced(now, published), len(published), lost, full=answer is State.FULL)
+            answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
+        published = len(events) if answer is State.PUBLISHED else 0
+        after = replace(now, cursor=now.cursor + published)
+        return Pass(before, after, published, lost, full=answer is State.FULL)
 
     def _mirror(self, taken: Taken, settled: int) -> int:
         """Settled only moves forward, and never beyond what was published."""
@@ -319,10 +318,6 @@ def rest_s(published: int) -> float:
     services behind it save by taking more at once, and nobody waits for them.
     """
     return min(LONGEST_REST_S, REST_S + published * REST_PER_EVENT_S)
-
-
-def _advanced(subscription: Subscription, entries: Sequence[LogEntry]) -> Subscription:
-    return replace(subscription, cursor=entries[-1].position) if entries else subscription
 
 
 def _row(subscription: Subscription) -> dict[str, int | str]:

@@ -12,14 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from redis.exceptions import ResponseError
 
 from shared.bus.clients import connect
-
-if TYPE_CHECKING:
-    from shared.bus.log import LogEntry
 
 FIELD = "event"
 BLOCK_MS = 1000
@@ -27,8 +24,9 @@ _TOO_MANY_DIGITS = 19  # no position is that large; what is comes from somebody 
 _POSITION = re.compile(rb"([1-9][0-9]{0,17})-0")
 
 # One atomic step on one key: check that (settled, cursor] is there, append what is new, trim what is settled.
-# ARGV: settled, cursor, head, then position and event in turn. Answers the state. A full server refuses the first write
-# of a script or none: then nothing is appended, and trimming makes room.
+# ARGV: settled, cursor, head, the events as one string, which is passed on four times as fast as many, and how long
+# each of them is. Answers the state. A full server refuses the first write of a script or none: then nothing is
+# appended, and trimming makes room.
 _PUBLISH = """
 local settled, cursor, head = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local last = 0
@@ -44,10 +42,13 @@ if last < cursor then return 'behind' end
 if last > head then return 'ahead' end
 local next_id = string.format('%.0f-0', settled + 1)
 if settled < cursor and #redis.call('XRANGE', KEYS[1], next_id, next_id) == 0 then return 'missing' end
-local state = 'published'
-for i = 4, #ARGV, 2 do
-  if tonumber(ARGV[i]) > last then
-    local added = redis.pcall('XADD', KEYS[1], ARGV[i] .. '-0', 'event', ARGV[i + 1])
+local state, position, begin = 'published', cursor, 1
+for length in string.gmatch(ARGV[5], '%d+') do
+  local event = string.sub(ARGV[4], begin, begin + length - 1)
+  position, begin = position + 1, begin + length
+  local id = string.format('%.0f-0', position)
+  if position > last then
+    local added = redis.pcall('XADD', KEYS[1], id, 'event', event)
     if type(added) == 'table' and added.err then
       if not string.find(added.err, 'OOM command', 1, true) then return added end
       state = 'full'
@@ -55,10 +56,9 @@ for i = 4, #ARGV, 2 do
     end
   else
     -- Published before, and our commit was lost; or somebody else wrote where our event belongs.
-    local id = ARGV[i] .. '-0'
     local held = redis.call('XRANGE', KEYS[1], id, id)[1]
     if not held then return 'missing' end
-    if held[2][2] ~= ARGV[i + 1] then return 'ahead' end
+    if held[2][2] ~= event then return 'ahead' end
   end
 end
 redis.call('XTRIM', KEYS[1], 'MINID', next_id)
@@ -134,8 +134,8 @@ class Size(NamedTuple):
 class Streams(Protocol):
     """What the relay and the consumer need of a stream server."""
 
-    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
-        """Append what the stream does not have yet and trim what is settled, all or nothing.
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, events: Sequence[str]) -> State:
+        """Append what the stream does not have of the events behind `cursor`, trim what is settled, all or nothing.
 
         Does nothing but say so when the stream is not what it should be: every position in (settled, cursor] there,
         and its last id between `cursor` and the log's `head`. On a full server it only trims.
@@ -216,10 +216,10 @@ class RedisStreams:
         self._commands = connect(url, client_name, health_check_interval=15)
         self._blocking = connect(url, f"{client_name}-reader", timeout_s=BLOCK_MS / 1000 + 5)
 
-    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
-        arguments: list[int | str] = [settled, cursor, head]
-        for entry in entries:
-            arguments += (entry.position, entry.event)
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, events: Sequence[str]) -> State:
+        contents = [event.encode() for event in events]
+        lengths = ",".join([str(len(content)) for content in contents])
+        arguments = (settled, cursor, head, b"".join(contents), lengths)
         answer = await cast("Awaitable[bytes]", self._commands.eval(_PUBLISH, 1, stream, *arguments))
         return State(answer.decode())
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
 from redis.exceptions import ResponseError
 from typing_extensions import override
 
-from shared.bus.log import LogEntry
 from shared.bus.streams import State, StreamEntry, Streams
 
 Id = tuple[int, int]
@@ -113,7 +112,7 @@ class MemoryServer:
         found = self.keys.get(name)
         return found if isinstance(found, dict) else {}
 
-    def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
+    def publish(self, stream: str, settled: int, cursor: int, head: int, events: Sequence[str]) -> State:
         found = self.keys.get(stream)
         if not isinstance(found, Stream | None):
             return State.REPLACED
@@ -124,21 +123,22 @@ class MemoryServer:
             return State.AHEAD
         if settled < cursor and not (found and (settled + 1, 0) in found.entries):
             return State.MISSING
-        for entry in entries:
-            if found and entry.position <= last:
-                held = found.entries.get((entry.position, 0), ...)
-                if held is not None and held == entry.event.encode():
+        entries = {position: event.encode() for position, event in enumerate(events, start=cursor + 1)}
+        for position, event in entries.items():
+            if found and position <= last:
+                held = found.entries.get((position, 0), ...)
+                if held is not None and held == event:
                     continue
                 return State.MISSING if held is ... else State.AHEAD
-        new = [entry for entry in entries if entry.position > last]
+        new = {position: event for position, event in entries.items() if position > last}
         refused = self.full and bool(new)
-        self._append(stream, settled, [] if refused else new)
+        self._append(stream, settled, {} if refused else new)
         return State.FULL if refused else State.PUBLISHED
 
-    def _append(self, stream: str, settled: int, new: Sequence[LogEntry]) -> None:
+    def _append(self, stream: str, settled: int, new: Mapping[int, bytes]) -> None:
         found = self.stream(stream) or Stream()
-        for entry in new:
-            found.add((entry.position, 0), entry.event.encode())
+        for position, event in new.items():
+            found.add((position, 0), event)
         found.trim((settled + 1, 0))
         if found.last > (0, 0):
             self.keys[stream] = found
@@ -313,8 +313,8 @@ class MemoryStreams(Streams):
         return answer
 
     @override
-    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
-        return await self._call(MemoryServer.publish, stream, settled, cursor, head, entries)
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, events: Sequence[str]) -> State:
+        return await self._call(MemoryServer.publish, stream, settled, cursor, head, events)
 
     @override
     async def rebuild(self, stream: str, group: str, settled: int) -> None:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from shared.bus.clients import StreamClient
-from shared.bus.log import LogEntry
 from shared.bus.streams import State, StreamEntry, Streams
 
 GROUP = "email"
@@ -75,7 +74,7 @@ class Side:
 
     async def published(self, first: int, last: int, settled: int = 0, head: int | None = None) -> State:
         """Publish these positions as a relay does whose cursor is right in front of them."""
-        return await self.streams.publish(self.name, settled, first - 1, head or last, entries(first, last))
+        return await self.streams.publish(self.name, settled, first - 1, head or last, events(first, last))
 
     async def rebuilt(self, last: int, settled: int = 0) -> None:
         """A stream with its group and entries in (settled, last]."""
@@ -99,8 +98,9 @@ class Side:
         return positions(await self.streams.read_range(self.name, 1, 100))
 
 
-def entries(first: int, last: int) -> list[LogEntry]:
-    return [LogEntry(position, f"event {position}") for position in range(first, last + 1)]
+def events(first: int, last: int) -> list[str]:
+    """What the log has at these positions."""
+    return [f"event {position}" for position in range(first, last + 1)]
 
 
 def positions(found: Sequence[StreamEntry]) -> list[int | None]:

@@ -9,7 +9,6 @@ import pytest
 from httpx import BasicAuth
 
 from shared.bus.boards import announcement, relay_board
-from shared.bus.log import LogEntry
 from shared.bus.progress import Epoch
 from shared.bus.streams import RedisStreams, stream_name
 from shared.contracts.envelope import encode, rfc3339
@@ -195,7 +194,7 @@ async def test_an_event_in_the_stream_becomes_a_number(world: World, redis_url: 
     await streams.report(relay_board("analytics"), {"partitions": 1, **announcement(0, Epoch(1, 0, 0, replay=False))})
     running = [asyncio.create_task(loop.run()) for loop in world.service.loops]
 
-    await streams.publish(stream, 0, 0, 1, [LogEntry(1, encode(event))])
+    await streams.publish(stream, 0, 0, 1, [encode(event)])
     async with asyncio.timeout(10):
         while not (await world.get("/v1/summary"))["items"]:
             await asyncio.sleep(0.02)

@@ -17,7 +17,7 @@ from shared.bus.clients import connect
 from shared.bus.streams import RedisStreams, State, StreamEntry
 from shared.runtime.errors import Action, classify
 from tests.support.memory_streams import MemoryHand, MemoryServer, MemoryStreams
-from tests.support.stream_sides import GROUP, IDLE_MS, RedisHand, Side, entries
+from tests.support.stream_sides import GROUP, IDLE_MS, RedisHand, Side, events
 
 BOARD = "settled:email"
 _names = count(1)
@@ -168,7 +168,7 @@ async def test_the_guard_says_what_is_wrong_and_changes_nothing(side: Side, harm
     await harm(side)
 
     assert await side.guarded(settled=2, cursor=5, head=8) is state
-    assert await side.streams.publish(side.name, 2, 5, 8, entries(6, 8)) is state
+    assert await side.streams.publish(side.name, 2, 5, 8, events(6, 8)) is state
     if state is not State.REPLACED:
         assert not {6, 7, 8} & set(await side.there())
 

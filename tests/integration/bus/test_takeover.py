@@ -11,7 +11,6 @@ from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
 from shared.bus.consumer import PartitionConsumer
-from shared.bus.log import LogEntry
 from shared.bus.relay import Relay
 from shared.bus.streams import RedisStreams, State
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
@@ -112,10 +111,10 @@ class DozingStreams(RedisStreams):
         self.asleep, self.awake = asyncio.Event(), asyncio.Event()
 
     @override
-    async def publish(self, stream: str, settled: int, cursor: int, head: int, entries: Sequence[LogEntry]) -> State:
+    async def publish(self, stream: str, settled: int, cursor: int, head: int, events: Sequence[str]) -> State:
         self.asleep.set()
         await self.awake.wait()
-        return await super().publish(stream, settled, cursor, head, entries)
+        return await super().publish(stream, settled, cursor, head, events)
 
 
 @pytest_asyncio.fixture

@@ -6,7 +6,6 @@ import pytest
 from httpx import ASGITransport, AsyncClient
 
 from shared.bus.boards import announcement, relay_board
-from shared.bus.log import LogEntry
 from shared.bus.progress import Epoch
 from shared.bus.streams import RedisStreams
 from shared.contracts.envelope import encode
@@ -179,7 +178,7 @@ async def test_an_event_on_the_stream_is_a_mail_within_a_second(world: World, re
 
     await streams.rebuild("events:email:0", "email", 0)
     await streams.report(relay_board("email"), {"partitions": 1, **announcement(0, Epoch(1, 0, 0, replay=False))})
-    await streams.publish("events:email:0", 0, 0, 1, [LogEntry(1, encode(event))])
+    await streams.publish("events:email:0", 0, 0, 1, [encode(event)])
     await until(lambda: len(world.mailbox.mails()) == 1)
 
     for loop in reversed(loops):

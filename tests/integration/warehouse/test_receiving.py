@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from services.warehouse.__main__ import MIGRATIONS
 from shared.bus.boards import announcement, relay_board
-from shared.bus.log import LogEntry
 from shared.bus.progress import Epoch
 from shared.bus.streams import RedisStreams, stream_name
 from shared.contracts.envelope import Envelope, encode
@@ -123,7 +122,7 @@ async def test_an_event_in_the_stream_becomes_a_fulfilment(world: World, redis_u
     await streams.report(relay_board("warehouse"), {"partitions": 1, **announcement(0, Epoch(1, 0, 0, replay=False))})
     running = [asyncio.create_task(loop.run()) for loop in world.service.loops]
 
-    await streams.publish(stream, 0, 0, 1, [LogEntry(1, encode(event))])
+    await streams.publish(stream, 0, 0, 1, [encode(event)])
     async with asyncio.timeout(10):
         while not await world.rows("SELECT 1 FROM fulfilments"):
             await asyncio.sleep(0.02)

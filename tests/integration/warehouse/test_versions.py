@@ -19,7 +19,6 @@ from sqlalchemy import text
 
 from services.warehouse.__main__ import MIGRATIONS
 from shared.bus.boards import announcement, relay_board
-from shared.bus.log import LogEntry
 from shared.bus.progress import Epoch
 from shared.bus.streams import RedisStreams
 from shared.contracts.envelope import encode
@@ -85,11 +84,10 @@ class Fleet:
 
     async def publish(self, *events: dict[str, Any]) -> None:
         """As a relay does."""
-        entries = [LogEntry(self.position + n, json.dumps(one)) for n, one in enumerate(events, start=1)]
-        head = self.position + len(entries)
+        head = self.position + len(events)
         board = {"partitions": 1, "head:0": head, **announcement(0, Epoch(1, 0, 0, replay=False))}
         await self.streams.report(relay_board("warehouse"), board)
-        await self.streams.publish(STREAM, 0, self.position, head, entries)
+        await self.streams.publish(STREAM, 0, self.position, head, [json.dumps(one) for one in events])
         self.position = head
 
     async def states(self) -> dict[str, int]:
