@@ -122,12 +122,21 @@ class Fleet:
             return set()
         return {one["name"].decode() for one in found}
 
-    async def only_known(self, service: str, names: set[str], partition: int = 0) -> bool:
-        """Whether Redis knows these consumers and no others; before 7 it learns of one when it has something for it."""
-        known = await self.names(service, partition)
-        if known < names:
-            await self.place(len(names))
-        return known == names
+    async def only_known(self, service: str, names: set[str], partition: int = 0) -> None:
+        """Wait until Redis knows these consumers and no others.
+
+        Before 7 it does so only while it has something for them, so they get something, one after the other.
+        """
+        met: set[str] = set()
+
+        async def all_met() -> bool:
+            known = await self.names(service, partition)
+            met.update(known)
+            if not names <= met:
+                await self.place(len(names))
+            return known <= names <= met
+
+        await until(all_met, AT_REST_WITHIN_S)
 
     async def done(self, service: str) -> bool:
         """Whether a service's ledger has everything."""

@@ -69,7 +69,7 @@ class RedisServer:
 
     async def begin_to_follow(self, leader: "RedisServer") -> None:
         """Become a replica that has nothing of the other one yet, and will not for a minute."""
-        await leader.configure(repl_diskless_sync_delay=60)
+        await leader.configure(repl_diskless_sync="yes", repl_diskless_sync_delay=60)
         await self.redis.replicaof("127.0.0.1", leader.port)
         while not (await leader.replication())["connected_slaves"]:
             await asyncio.sleep(0.02)

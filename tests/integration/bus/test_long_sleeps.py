@@ -4,7 +4,6 @@ import asyncio
 import random
 import signal
 from collections.abc import AsyncIterator
-from functools import partial
 from time import monotonic
 
 import psutil
@@ -13,7 +12,6 @@ import pytest_asyncio
 
 from shared.bus.consumer import CLAIM_IDLE_S
 from tests.support.fleet import BEHIND, Fleet, fleet
-from tests.support.platform import until
 from tests.support.servers import NewDatabase
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -35,7 +33,7 @@ async def ours(
 
 async def test_a_replica_that_sleeps_for_a_minute_is_taken_over_and_changes_nothing_when_it_wakes(ours: Fleet) -> None:
     one, _ = await ours.start("warehouse", "one", "two", claim_idle_s=CLAIM_IDLE_S)
-    await until(partial(ours.only_known, "warehouse", {"one", "two"}))
+    await ours.only_known("warehouse", {"one", "two"})
 
     await ours.put_to_sleep("warehouse", "one")
     fell_asleep = monotonic()
@@ -44,7 +42,7 @@ async def test_a_replica_that_sleeps_for_a_minute_is_taken_over_and_changes_noth
     await ours.place_for(ASLEEP_S - taken_over, every_s=0.5)
     assert "one" not in await ours.names("warehouse")
     one.send(signal.SIGCONT)
-    await until(partial(ours.only_known, "warehouse", {"one", "two"}))
+    await ours.only_known("warehouse", {"one", "two"})
     await ours.place(30)
     await ours.come_to_rest("warehouse")
 
@@ -67,7 +65,7 @@ async def test_eight_replicas_on_eight_partitions_survive_whatever_happens_to_th
 
     assert await ours.violations("warehouse") == []
     for partition in range(PARTITIONS):
-        await until(partial(ours.only_known, "warehouse", {*REPLICAS}, partition))
+        await ours.only_known("warehouse", {*REPLICAS}, partition)
 
 
 async def test_connections_that_are_cut_five_times_a_second_cost_neither_events_nor_a_busy_loop(ours: Fleet) -> None:

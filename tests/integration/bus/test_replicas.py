@@ -3,14 +3,12 @@
 import asyncio
 import signal
 from collections.abc import AsyncIterator
-from functools import partial
 from time import monotonic
 
 import pytest
 import pytest_asyncio
 
 from tests.support.fleet import BEHIND, CLAIM_IDLE_S, Fleet, fleet
-from tests.support.platform import until
 from tests.support.servers import NewDatabase
 
 # The aims are 2 s for a restart under the same name and for an orderly stop, and the idle time and 5 s for a peer. A
@@ -39,7 +37,7 @@ async def ours(harbour: Fleet) -> Fleet:
             replica.send(signal.SIGCONT)
         else:
             await replica.start()
-    await until(partial(harbour.only_known, "warehouse", {"one", "two", "three"}))
+    await harbour.only_known("warehouse", {"one", "two", "three"})
     return harbour
 
 
@@ -62,7 +60,7 @@ async def test_a_killed_replicas_entries_go_to_its_peers_and_its_name_is_forgott
     took = await seconds_until_done(ours)
 
     assert took < CLAIM_IDLE_S + SOON_S
-    await until(partial(ours.only_known, "warehouse", {"two", "three"}))
+    await ours.only_known("warehouse", {"two", "three"})
     await ours.come_to_rest("warehouse")
     assert await ours.violations("warehouse") == []
 
@@ -72,9 +70,9 @@ async def test_a_replica_that_sleeps_beyond_its_claim_changes_nothing_when_it_wa
     await ours.put_to_sleep("warehouse", "one")
 
     await seconds_until_done(ours)
-    await until(partial(ours.only_known, "warehouse", {"two", "three"}))
+    await ours.only_known("warehouse", {"two", "three"})
     one.send(signal.SIGCONT)
-    await until(partial(ours.only_known, "warehouse", {"one", "two", "three"}))
+    await ours.only_known("warehouse", {"one", "two", "three"})
     await ours.place(30)
     await ours.come_to_rest("warehouse")
 
@@ -113,7 +111,7 @@ async def test_replicas_of_every_service_share_the_work_while_the_log_gets_eight
     for name in (*email, *analytics, "one", "two", "three"):
         assert await ours.handled(name) > 0, f"{name} was idle"
     for partition in range(PARTITIONS):
-        await until(partial(ours.only_known, "email", {*email}, partition))
+        await ours.only_known("email", {*email}, partition)
 
 
 async def seconds_until_done(ours: Fleet) -> float:
