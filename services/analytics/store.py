@@ -93,6 +93,7 @@ _FACTS = """
     AS e (order_id, version, tenant, status, sold, currency, total, refunded_total, created_at,
           completed_at, lines)
 """
+# In the order of a fact's fields.
 _FACT_COLUMNS: dict[str, TypeEngine[Any]] = {
     "order_ids": Text(),
     "versions": Integer(),
@@ -321,20 +322,9 @@ def _keys(changes: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:
     return {"minutes": [key[0] for key in keys], "currencies": [key[1] for key in keys]}
 
 
-def _columns(facts: Sequence[Fact]) -> dict[str, list[Any]]:
-    return {
-        "order_ids": [fact.order_id for fact in facts],
-        "versions": [fact.version for fact in facts],
-        "tenants": [fact.tenant for fact in facts],
-        "statuses": [fact.status for fact in facts],
-        "sold": [fact.sold for fact in facts],
-        "currencies": [fact.currency for fact in facts],
-        "totals": [fact.total for fact in facts],
-        "refunded": [fact.refunded_total for fact in facts],
-        "created": [fact.created_at for fact in facts],
-        "completed": [fact.completed_at for fact in facts],
-        "lines": [_json(fact.lines) for fact in facts],
-    }
+def _columns(facts: Sequence[Fact]) -> dict[str, Sequence[Any]]:
+    columns = dict(zip(_FACT_COLUMNS, zip(*facts, strict=True), strict=True))
+    return columns | {"lines": [_json(fact.lines) for fact in facts]}
 
 
 def _json(lines: Sequence[LineFact]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -32,12 +32,13 @@ from sqlalchemy import Uuid as UuidColumn
 from sqlalchemy.dialects import postgresql
 
 from shared.bus import slices
-from shared.runtime.statements import Many
+from shared.runtime.statements import Many, over_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
+    from sqlalchemy.types import TypeEngine
 
 
 class State(StrEnum):
@@ -139,8 +140,24 @@ class Control:
     changed_at: datetime | None = None
 
 
+# In the order of a row's fields.
+_ROW_COLUMNS: Mapping[str, type[TypeEngine[Any]]] = {
+    "ids": postgresql.UUID,
+    "partitions": Integer,
+    "positions": BigInteger,
+    "types": Text,
+    "subjects": Text,
+    "versions": Integer,
+    "states": Text,
+    "attempts": Integer,
+    "events": Text,
+    "errors": Text,
+    "delays": Double,
+    "digests": BigInteger,
+}
+
 # What was dealt with and forgotten is no news either: a Redis that was put back from a backup still has it.
-_RECORD = text(
+_RECORD = over_arrays(
     """
     WITH new AS (
         INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event,
@@ -157,20 +174,8 @@ _RECORD = text(
         RETURNING event_id
     )
     SELECT id FROM unnest(:ids) AS e (id) WHERE id NOT IN (SELECT event_id FROM new)
-    """
-).bindparams(
-    bindparam("ids", type_=Many(postgresql.UUID)),
-    bindparam("partitions", type_=Many(Integer)),
-    bindparam("positions", type_=Many(BigInteger)),
-    bindparam("types", type_=Many(Text)),
-    bindparam("subjects", type_=Many(Text)),
-    bindparam("versions", type_=Many(Integer)),
-    bindparam("states", type_=Many(Text)),
-    bindparam("attempts", type_=Many(Integer)),
-    bindparam("events", type_=Many(Text)),
-    bindparam("errors", type_=Many(Text)),
-    bindparam("delays", type_=Many(Double)),
-    bindparam("digests", type_=Many(BigInteger)),
+    """,
+    **_ROW_COLUMNS,
 )
 
 _FORGED = text(
@@ -258,24 +263,9 @@ class Ledger:
     """Reads and writes the ledger. Every method works inside the caller's transaction."""
 
     async def record(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
-        """Insert the rows that are new; returns the event ids of the others, which stay as they are."""
-        known = await connection.execute(
-            _RECORD,
-            {
-                "ids": [row.event_id for row in rows],
-                "partitions": [row.partition for row in rows],
-                "positions": [row.position for row in rows],
-                "types": [row.type for row in rows],
-                "subjects": [row.subject for row in rows],
-                "versions": [row.order_version for row in rows],
-                "states": [row.state for row in rows],
-                "attempts": [row.attempts for row in rows],
-                "events": [row.event for row in rows],
-                "errors": [row.last_error for row in rows],
-                "delays": [row.delay_s for row in rows],
-                "digests": [row.digest for row in rows],
-            },
-        )
+        """Insert those of the rows (at least one) that are new; returns the ids of the others, which stay unchanged."""
+        columns = zip(*rows, strict=True)
+        known = await connection.execute(_RECORD, dict(zip(_ROW_COLUMNS, columns, strict=True)))
         return set(known.scalars())
 
     async def forged(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
