@@ -122,8 +122,7 @@ class Deliverer:
 
         They may be here a second time because the first time killed the process.
         """
-        batch = self.sort(arrivals)
-        if batch:
+        if batch := self.sort(arrivals):
             due = [_as_due(delivery) if delivery.event else delivery for delivery in batch]
             await self.db.run(lambda connection: self._record_due(connection, due))
 
@@ -136,8 +135,7 @@ class Deliverer:
             await self.db.run(lambda c, row=row, found=found: self._refuse(c, row, found))  # type: ignore[misc]
         for row in (d.row for d in runnable if self.backoff.exhausted(d.row.attempts - 1)):
             await self._die(row, row.last_error or "the process died each time it handled this event")
-        alive = [d for d in runnable if not self.backoff.exhausted(d.row.attempts - 1)]
-        if alive:
+        if alive := [d for d in runnable if not self.backoff.exhausted(d.row.attempts - 1)]:
             await self._attempt(alive, self._retry_in)
 
     def knows(self, event_id: UUID, raw: str) -> bool:
