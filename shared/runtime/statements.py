@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 from sqlalchemy import Text, TextClause, bindparam, cast, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.types import TypeDecorator
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
     from sqlalchemy.types import TypeEngine
 
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 
 
@@ -50,7 +51,7 @@ class Many(TypeDecorator[Sequence[Any]]):
 
 def array_literal(values: Sequence[Any]) -> str:
     """The values as Postgres reads an array. None is NULL."""
-    content = to_json(values).decode()
+    content = _ANYTHING.dump_json(values).decode()
     if "\\" in content:
         # In the two languages a backslash means different things; only texts have any.
         content = f"[{','.join(map(_quoted, values))}]"
