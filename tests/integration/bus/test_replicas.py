@@ -2,13 +2,15 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from time import monotonic
 
 import pytest
 import pytest_asyncio
 
-from tests.support.fleet import BEHIND, CLAIM_IDLE_S, Fleet, fleet
+from tests.support.fleet import AT_REST_WITHIN_S, BEHIND, CLAIM_IDLE_S, Fleet, fleet
+from tests.support.platform import until
 from tests.support.servers import NewDatabase
 
 # The aims are 2 s for a restart under the same name and for an orderly stop, and the idle time and 5 s for a peer. A
@@ -104,14 +106,18 @@ async def test_replicas_of_every_service_share_the_work_while_the_log_gets_eight
     placing = asyncio.create_task(ours.place_for(2.0, count=4))
     await ours.db.run(lambda connection: ours.log.open(connection, PARTITIONS))
     await placing
-    await ours.place_for(1.0, count=4)
+    await until(partial(all_have_work, ours, (*email, *analytics, "one", "two", "three")), AT_REST_WITHIN_S)
+    for partition in range(PARTITIONS):
+        await ours.only_known("email", {*email}, partition)
     await ours.come_to_rest(*BEHIND)
 
     assert await ours.violations(*BEHIND) == []
-    for name in (*email, *analytics, "one", "two", "three"):
-        assert await ours.handled(name) > 0, f"{name} was idle"
-    for partition in range(PARTITIONS):
-        await ours.only_known("email", {*email}, partition)
+
+
+async def all_have_work(ours: Fleet, names: Sequence[str]) -> bool:
+    """Orders come in until everybody has had some of them."""
+    await ours.place(PARTITIONS)
+    return all([await ours.handled(name) for name in names])
 
 
 async def seconds_until_done(ours: Fleet) -> float:

@@ -95,7 +95,13 @@ async def test_fifty_refunds_at_once_never_come_to_more_than_the_total(shop: Sho
 
     answers = await asyncio.gather(*(refund(shop, order_id, amount=30) for _ in range(50)))
 
-    assert Counter(answer.status_code for answer in answers) == {201: 33, 422: 17}
+    async def all_are_certain() -> bool:
+        return bool((await shop.get(f"/v1/orders/{order_id}")).json()["refunded_total"] == 990)
+
+    statuses = Counter(answer.status_code for answer in answers)
+    # Whose answer from the provider comes late on a busy machine is 202, and completed by itself.
+    assert (statuses[201] + statuses[202], statuses[422]) == (33, 17)
+    await until(all_are_certain)
     assert await given_back(shop, order_id) == 990
     versions = [version for _, version, _ in await events_of(shop, order_id)]
     assert versions == list(range(1, 35))
