@@ -205,7 +205,8 @@ async def test_one_of_several_processes_has_the_turn_and_the_next_is_due_later(q
 
     assert mismatches("stock_and_orders") - before == 1
     query = (
-        "SELECT done_until > CAST(:began AS timestamptz) - interval '70 seconds', due_at > CAST(:began AS timestamptz) + interval '4 minutes' "
+        "SELECT done_until > CAST(:began AS timestamptz) - interval '70 seconds', "
+        "due_at > CAST(:began AS timestamptz) + interval '4 minutes' "
         "FROM reconciliation WHERE name = 'payments'"
     )
     assert await quiet.row(query, began=began) == (True, True)
