@@ -60,11 +60,13 @@ async def test_a_replica_that_lags_takes_over(pair: Pair) -> None:
     pair.start()
     async with flowing(pair.checkout) as flow:
         await flow.more(100)
+        await pair.service.kill()  # or it would have had in time what is lost
         await pair.second.fall_behind()
         await flow.more(200)
 
         assert await reaches(pair.second) < await reaches(pair.first)
         await pair.fail_over()
+        pair.service.start_service()
 
         await flow.resumes()
         await flow.more(100)
@@ -75,11 +77,13 @@ async def test_a_replica_that_has_nothing_yet_takes_over(pair: Pair) -> None:
     pair.start()
     async with flowing(pair.checkout) as flow:
         await flow.more(100)
+        await pair.service.kill()
         await pair.second.begin_to_follow(pair.first)
         await flow.more(100)
 
         assert await reaches(pair.second) < await reaches(pair.first)
         await pair.fail_over()
+        pair.service.start_service()
 
         await flow.resumes()
         await flow.more(100)
