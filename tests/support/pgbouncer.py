@@ -24,6 +24,8 @@ SETTINGS = {
     "max_client_conn": "500",
     "server_idle_timeout": "10",
     "query_wait_timeout": "20",
+    # After it lost its sessions of Postgres it would wait for fifteen seconds before it opens others.
+    "server_login_retry": "1",
     # Sent by the tests' own connections: the driver takes what it does not know in a URL for a setting of the server.
     "ignore_startup_parameters": "pgbouncer",
 }
