@@ -135,11 +135,17 @@ async def write(world: World, bad: Bad) -> None:
         last = (await last_id(world)).decode().split("-")[0]
         await world.redis.xadd(STREAM, {"event": raw}, id=f"{last}-1")
         return
-    async with world.db.transaction() as connection:  # the log itself has it, as from a writer with a fault
+    await write_next(world, {b"event": raw})
+
+
+async def write_next(world: World, fields: dict[bytes, bytes]) -> None:
+    """As if the log itself had it, from a writer with a fault."""
+    async with world.db.transaction() as connection:
         head = await connection.execute(text("UPDATE log_head SET position = position + 1 RETURNING position"))
         position = head.scalar_one()
         await connection.execute(text("UPDATE subscriptions SET cursor = :position"), {"position": position})
-    await world.redis.xadd(STREAM, {"event": raw}, id=f"{position}-0")
+        # While the relay is kept out: to it, a stream that ends before the cursor has lost something.
+        await world.redis.xadd(STREAM, fields, id=f"{position}-0")  # type: ignore[arg-type]
 
 
 async def last_id(world: World) -> bytes:
@@ -163,9 +169,7 @@ async def test_what_is_only_odd_is_handled_like_any_other(world: World) -> None:
     await until(lambda: done(world, len(ODD)))
 
     plain = encode(event()).encode()
-    position = await world.scalar("UPDATE log_head SET position = position + 1 RETURNING position")
-    await world.scalar(f"UPDATE subscriptions SET cursor = {position} RETURNING cursor")
-    await world.redis.xadd(STREAM, {b"\xff\x00": b"\x00", "event": plain, "more": "fields"}, id=f"{position}-0")
+    await write_next(world, {b"\xff\x00": b"\x00", b"event": plain, b"more": b"fields"})
 
     await until(lambda: done(world, len(ODD) + 1))
     assert await world.effects() == (len(ODD) + 1, len(ODD) + 1)
