@@ -17,7 +17,7 @@ from sqlalchemy import BigInteger, bindparam, text
 from typing_extensions import override
 
 from shared.bus.boards import announcement, dropped_of, relay_board, reported, settled_board
-from shared.bus.log import Subscription, without_gap
+from shared.bus.log import LogGapError, Subscription, without_gap
 from shared.bus.progress import Epoch
 from shared.bus.rewind import disown
 from shared.bus.streams import State, stream_name
@@ -42,6 +42,7 @@ ANNOUNCE_S = 1.0
 REST_S = 0.005
 REST_PER_EVENT_S = 0.003
 LONGEST_REST_S = 0.25
+GAP_S = 5.0
 FULL_REST_S = 0.5  # a full Redis gets room when consumers get on, not by being asked
 FIT = frozenset({State.PUBLISHED, State.FULL})  # the stream is what it should be
 LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
@@ -162,6 +163,11 @@ class Relay(Loop):
     @override
     def failed(self, error: Exception) -> float:
         self._failing = True
+        if isinstance(error, LogGapError):
+            # Foreseen, but not to be healed from here: one line until somebody fills it.
+            metrics.LOOP_FAILURES.labels(self.name, type(error).__name__).inc()
+            log.error("gap in the log, nothing behind it is published", loop=self.name, error=str(error))
+            return GAP_S
         return super().failed(error)
 
     @override

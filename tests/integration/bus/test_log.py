@@ -4,10 +4,11 @@ import asyncio
 import contextlib
 
 import pytest
+from prometheus_client import REGISTRY
 from sqlalchemy import text
 
 from shared.bus.log import LogGapError
-from tests.integration.bus.conftest import World, event
+from tests.integration.bus.conftest import SERVICE, World, event, until
 
 
 async def test_positions_have_no_gaps_and_follow_commit_order(world: World) -> None:
@@ -72,6 +73,44 @@ async def test_a_gap_is_never_passed_over(world: World) -> None:
         with pytest.raises(LogGapError, match=r"partition 0 lacks a position between 0 and 3\."):
             await world.log.read(connection, 0, 0, 10)
         assert len(await world.log.read(connection, 0, 2, 10)) == 1
+
+
+async def test_a_gap_that_somebody_fills_ends_as_a_parked_delivery(world: World) -> None:
+    """What the handbook says to write into it."""
+    await world.append(event(), event(), event())
+    async with world.db.transaction() as connection:
+        await connection.execute(text("DELETE FROM event_log WHERE position = 2"))
+    before = gaps_told()
+    world.start(world.relay())
+    world.start_service()
+    await until(lambda: told_since(before))
+
+    async with world.db.transaction() as connection:
+        await connection.execute(
+            text(
+                """
+                INSERT INTO event_log (partition, position, event_id, type, subject, event)
+                VALUES (0, 2, gen_random_uuid(), 'lost', 'lost', 'lost')
+                """
+            )
+        )
+
+    await until(lambda: settled(world, 3), 20)
+    assert await world.states() == {"done": 2, "parked": 1}
+
+
+def gaps_told() -> float:
+    labels = {"loop": f"relay-{SERVICE}-0", "error": "LogGapError"}
+    return REGISTRY.get_sample_value("orderstream_loop_failures_total", labels) or 0.0
+
+
+async def told_since(before: float) -> bool:
+    await asyncio.sleep(0)
+    return gaps_told() > before
+
+
+async def settled(world: World, position: int) -> bool:
+    return await world.settled() == position
 
 
 async def positions(world: World) -> list[int]:
