@@ -232,22 +232,18 @@ async def topology(kind: str, folder: Path) -> AsyncIterator[Topology]:
 
 @pytest_asyncio.fixture(scope="session")
 async def redis_topology(server_folder: Path) -> AsyncIterator[Topology]:
-    """This session's own, of the kind that TEST_REDIS names; whoever needs it empty says FLUSHALL."""
+    """This session's own, of the kind that TEST_REDIS names."""
     async with topology(kind(), server_folder) as running:
         yield running
 
 
-@pytest_asyncio.fixture(scope="session")
+@pytest_asyncio.fixture(scope="module")
 async def redis_url(redis_topology: Topology) -> str:
-    """Where the session's streams are."""
-    return redis_topology.url
-
-
-async def emptied(url: str) -> None:
-    """Take everything out of the Redis behind a URL."""
-    redis = connect(url, "test")
+    """Where the streams are; empty when a file begins: streams and boards of another file's log would be believed."""
+    redis = connect(redis_topology.url, "test")
     await redis.flushall()
     await redis.aclose()
+    return redis_topology.url
 
 
 async def _sentinels(make: str, folder: Path, started: list[Server]) -> Sentinels:

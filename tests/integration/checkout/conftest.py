@@ -32,7 +32,6 @@ from tests.integration.sandboxes.programs import (
     payments_program,
     running_payments,
 )
-from tests.support.topologies import emptied
 
 API_KEY = "demo-key"
 OPS_KEY = "ops-key"
@@ -174,8 +173,6 @@ async def own_database(new_database: Callable[[], Awaitable[str]], redis_url: st
 
 
 async def seeded(new_database: Callable[[], Awaitable[str]], redis_url: str) -> str:
-    # What services reported on another log would look as if this one had been put back, and begin new epochs.
-    await emptied(redis_url)
     url = await new_database()
     await upgrade(url, MIGRATIONS)
     await checkout_app.seed(settings_for(url, redis_url, "http://127.0.0.1:1"))
