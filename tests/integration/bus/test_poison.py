@@ -49,6 +49,7 @@ async def test_the_culprit_of_a_batch_is_found_in_as_many_transactions_as_halvin
     assert transactions <= 1 + 2 * math.ceil(math.log2(BATCH)) + 1
 
 
+@pytest.mark.alone
 async def test_an_event_that_always_fails_costs_the_others_less_than_a_second(world: World) -> None:
     world.start(world.relay())
     world.start_service()
