@@ -6,7 +6,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.analytics import store
 from services.analytics.domain import Changes, fact_of, newest_of_each
-from shared.bus.delivery import Event, Handlers
+from shared.bus.arrivals import Event
+from shared.bus.delivery import Handlers
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED, ORDER_PAYMENT_FAILED, ORDER_REFUNDED
 
 
@@ -22,8 +23,7 @@ async def count(connection: AsyncConnection, events: Sequence[Event]) -> None:
         if old:
             changes.add(old, -1)
         changes.add(new)
-    await store.change_minutes(connection, changes.minutes)
-    await store.change_products(connection, changes.products)
+    await store.change_rollups(connection, changes)
 
 
 # Every type carries the order's whole state, so all of them are handled alike, in one go.

@@ -26,6 +26,7 @@ from sqlalchemy.types import TypeEngine
 
 from services.analytics.domain import (
     Bucket,
+    Changes,
     Fact,
     LineFact,
     MinuteKey,
@@ -34,7 +35,7 @@ from services.analytics.domain import (
     ProductKey,
     ProductSums,
 )
-from shared.runtime.statements import Many, over_arrays
+from shared.runtime.statements import Many, Part, Write, over_arrays, write_together
 
 Instant = DateTime(timezone=True)
 
@@ -139,7 +140,8 @@ _UPDATE_FACTS = over_arrays(
 )
 
 # ORDER BY: two replicas that add to the same minutes take the row locks in the same order.
-_ADD_MINUTES = over_arrays(
+_ADD_MINUTES = Part(
+    "added_minutes",
     """
     INSERT INTO sales_minutes AS m (minute, currency, orders, gross, refunded, cancelled, payment_failed)
     SELECT * FROM unnest(:minutes, :currencies, :orders, :gross, :refunded, :cancelled, :payment_failed) AS e
@@ -158,7 +160,8 @@ _ADD_MINUTES = over_arrays(
     payment_failed=BigInteger,
 )
 
-_ADD_PRODUCTS = over_arrays(
+_ADD_PRODUCTS = Part(
+    "added_products",
     """
     INSERT INTO product_minutes AS m (minute, currency, sku, orders, quantity, gross)
     SELECT * FROM unnest(:minutes, :currencies, :skus, :orders, :quantities, :gross) AS e
@@ -176,7 +179,8 @@ _ADD_PRODUCTS = over_arrays(
 )
 
 # A minute that nothing counts at any more looks as if nothing ever had: the tables depend on the facts alone.
-_DROP_EMPTY_MINUTES = over_arrays(
+_DROP_EMPTY_MINUTES = Part(
+    "dropped_minutes",
     """
     DELETE FROM sales_minutes m USING unnest(:minutes, :currencies) AS e (minute, currency)
     WHERE m.minute = e.minute AND m.currency = e.currency AND m.orders = 0 AND m.payment_failed = 0
@@ -185,7 +189,8 @@ _DROP_EMPTY_MINUTES = over_arrays(
     currencies=Text,
 )
 
-_DROP_EMPTY_PRODUCTS = over_arrays(
+_DROP_EMPTY_PRODUCTS = Part(
+    "dropped_products",
     """
     DELETE FROM product_minutes m USING unnest(:minutes, :currencies, :skus) AS e (minute, currency, sku)
     WHERE m.minute = e.minute AND m.currency = e.currency AND m.sku = e.sku AND m.orders = 0
@@ -276,45 +281,47 @@ async def _update_facts(connection: AsyncConnection, facts: Sequence[Fact]) -> l
     return newer
 
 
-async def change_minutes(connection: AsyncConnection, changes: Mapping[MinuteKey, MinuteSums]) -> None:
-    """Add to the roll-ups by currency."""
-    if not changes:
-        return
+async def change_rollups(connection: AsyncConnection, changes: Changes) -> None:
+    """Add to the roll-ups; what is empty then goes."""
+    products = {key: one for key, one in changes.products.items() if one.orders or one.quantity or one.gross}
+    writes = []
+    if changes.minutes:
+        writes.append(_add_minutes(changes.minutes))
+    if products:
+        writes.append(_add_products(products))
+    await write_together(connection, writes)
+    emptied = []
+    if any(one.orders < 0 or one.payment_failed < 0 for one in changes.minutes.values()):
+        emptied.append(_DROP_EMPTY_MINUTES.write(**_keys(changes.minutes)))
+    if any(one.orders < 0 for one in products.values()):
+        emptied.append(_DROP_EMPTY_PRODUCTS.write(**_product_keys(products)))
+    await write_together(connection, emptied)
+
+
+def _add_minutes(changes: Mapping[MinuteKey, MinuteSums]) -> Write:
     sums = list(changes.values())
-    keys = _keys(changes)
-    await connection.execute(
-        _ADD_MINUTES,
-        {
-            **keys,
-            "orders": [one.orders for one in sums],
-            "gross": [one.gross for one in sums],
-            "refunded": [one.refunded for one in sums],
-            "cancelled": [one.cancelled for one in sums],
-            "payment_failed": [one.payment_failed for one in sums],
-        },
+    return _ADD_MINUTES.write(
+        **_keys(changes),
+        orders=[one.orders for one in sums],
+        gross=[one.gross for one in sums],
+        refunded=[one.refunded for one in sums],
+        cancelled=[one.cancelled for one in sums],
+        payment_failed=[one.payment_failed for one in sums],
     )
-    if any(one.orders < 0 or one.payment_failed < 0 for one in sums):
-        await connection.execute(_DROP_EMPTY_MINUTES, keys)
 
 
-async def change_products(connection: AsyncConnection, changes: Mapping[ProductKey, ProductSums]) -> None:
-    """Add to the roll-ups by product."""
-    moved = {key: one for key, one in changes.items() if one.orders or one.quantity or one.gross}
-    if not moved:
-        return
-    sums = list(moved.values())
-    keys = {**_keys(moved), "skus": [sku for _, _, sku in moved]}
-    await connection.execute(
-        _ADD_PRODUCTS,
-        {
-            **keys,
-            "orders": [one.orders for one in sums],
-            "quantities": [one.quantity for one in sums],
-            "gross": [one.gross for one in sums],
-        },
+def _add_products(changes: Mapping[ProductKey, ProductSums]) -> Write:
+    sums = list(changes.values())
+    return _ADD_PRODUCTS.write(
+        **_product_keys(changes),
+        orders=[one.orders for one in sums],
+        quantities=[one.quantity for one in sums],
+        gross=[one.gross for one in sums],
     )
-    if any(one.orders < 0 for one in sums):
-        await connection.execute(_DROP_EMPTY_PRODUCTS, keys)
+
+
+def _product_keys(changes: Mapping[ProductKey, ProductSums]) -> dict[str, list[Any]]:
+    return {**_keys(changes), "skus": [sku for _, _, sku in changes]}
 
 
 def _keys(changes: Iterable[tuple[Any, ...]]) -> dict[str, list[Any]]:

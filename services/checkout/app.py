@@ -27,7 +27,7 @@ from services.checkout.routes.wiring import Wiring
 from services.checkout.settings import CheckoutSettings
 from shared.bus.fitness import FitnessCheck
 from shared.bus.log import EventLog
-from shared.bus.relay import Relays
+from shared.bus.relays import Relays
 from shared.bus.retention import LogRetention
 from shared.bus.streams import RedisStreams
 from shared.runtime.admission import Admission, Bounds

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-    from shared.bus.delivery import Event, Handlers
+    from shared.bus.arrivals import Event
+    from shared.bus.delivery import Handlers
 
 
 def handlers(domain: str) -> Handlers:

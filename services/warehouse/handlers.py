@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.warehouse import store
-from shared.bus.delivery import Event, Handlers
+from shared.bus.arrivals import Event
+from shared.bus.delivery import Handlers
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED
 
 

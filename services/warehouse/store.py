@@ -34,7 +34,7 @@ from services.warehouse.domain import (
     fulfilment_id,
     pick_list,
 )
-from shared.bus.delivery import Event
+from shared.bus.arrivals import Event
 from shared.contracts.orders import ORDER_CANCELLED
 from shared.runtime.statements import over_arrays
 

@@ -14,8 +14,8 @@ import structlog
 from typing_extensions import override
 
 from shared.bus import progress
+from shared.bus.arrivals import Arrival
 from shared.bus.boards import announced, epoch_of, relay_board, settled_board
-from shared.bus.delivery import Arrival
 from shared.bus.progress import Epoch, Progress
 from shared.bus.streams import stream_name
 from shared.runtime import metrics
@@ -26,7 +26,8 @@ from shared.runtime.supervision import Family, Loop
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from shared.bus.delivery import Deliverer, Delivery
+    from shared.bus.arrivals import Delivery
+    from shared.bus.delivery import Deliverer
     from shared.bus.ledger import Control
     from shared.bus.streams import StreamEntry, Streams
 

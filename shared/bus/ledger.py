@@ -35,7 +35,7 @@ from shared.bus import slices
 from shared.runtime.statements import Many, over_arrays
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
     from sqlalchemy.types import TypeEngine
@@ -113,6 +113,13 @@ ops_audit = Table(
 )
 
 
+class Recorded(NamedTuple):
+    """What was found when rows were written: ids that were there already, and orders with something to be tried."""
+
+    known: set[UUID]
+    blocked: set[str]
+
+
 class Row(NamedTuple):
     """A ledger row about to be written, or one that was taken to be tried again."""
 
@@ -157,8 +164,10 @@ _ROW_COLUMNS: Mapping[str, type[TypeEngine[Any]]] = {
 }
 
 # What was dealt with and forgotten is no news either: a Redis that was put back from a backup still has it.
+# Beside it the first few blocked orders, nearly always none: asking for them costs less than asking for each order of a
+# batch, and here it costs no round trip.
 _RECORD = over_arrays(
-    """
+    f"""
     WITH new AS (
         INSERT INTO deliveries (event_id, partition, position, type, subject, order_version, state, attempts, event,
                                 last_error, next_attempt_at, settled_at, digest)
@@ -173,8 +182,10 @@ _RECORD = over_arrays(
         ON CONFLICT (event_id) DO NOTHING
         RETURNING event_id
     )
-    SELECT id FROM unnest(:ids) AS e (id) WHERE id NOT IN (SELECT event_id FROM new)
-    """,
+    SELECT id, NULL AS subject FROM unnest(:ids) AS e (id) WHERE id NOT IN (SELECT event_id FROM new)
+    UNION ALL
+    (SELECT NULL, subject FROM deliveries WHERE state IN ('retrying', 'waiting') LIMIT {FEW})
+    """,  # noqa: S608 - a number
     **_ROW_COLUMNS,
 )
 
@@ -185,17 +196,22 @@ _FORGED = text(
     """
 ).bindparams(bindparam("ids", type_=Many(postgresql.UUID)), bindparam("digests", type_=Many(BigInteger)))
 
-# Nearly always nothing: asking for the first few of them costs less than asking for each order of a batch.
-_FIRST_BLOCKED = text(
-    f"SELECT subject FROM deliveries WHERE state IN ('retrying', 'waiting') LIMIT {FEW}"  # noqa: S608 - a number
-)
-
 _BLOCKED = text(
     """
     SELECT DISTINCT subject FROM deliveries
     WHERE state IN ('retrying', 'waiting') AND subject = ANY(:subjects)
     """
 ).bindparams(bindparam("subjects", type_=Many(Text)))
+
+# What was written as done in the same transaction has to wait after all.
+_HOLD_BACK = over_arrays(
+    """
+    UPDATE deliveries d SET state = 'waiting', attempts = 0, settled_at = NULL, event = e.event
+    FROM unnest(:ids, :events) AS e (event_id, event) WHERE d.event_id = e.event_id
+    """,
+    ids=postgresql.UUID,
+    events=Text,
+)
 
 _ANYTHING_OPEN = text(
     """
@@ -262,23 +278,34 @@ _RESUME_PARKED = text(
 class Ledger:
     """Reads and writes the ledger. Every method works inside the caller's transaction."""
 
-    async def record(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
-        """Insert those of the rows (at least one) that are new; returns the ids of the others, which stay unchanged."""
+    async def record(self, connection: AsyncConnection, rows: Sequence[Row]) -> Recorded:
+        """Insert those of the rows (at least one) that are new; the others stay unchanged.
+
+        Says which those are, and of the orders that were blocked before all of them or `FEW`.
+        """
         columns = zip(*rows, strict=True)
-        known = await connection.execute(_RECORD, dict(zip(_ROW_COLUMNS, columns, strict=True)))
-        return set(known.scalars())
+        found = await connection.execute(_RECORD, dict(zip(_ROW_COLUMNS, columns, strict=True)))
+        known, blocked = set(), set()
+        for event_id, subject in found:
+            if subject is None:
+                known.add(event_id)
+            else:
+                blocked.add(subject)
+        return Recorded(known, blocked)
+
+    async def hold_back(self, connection: AsyncConnection, rows: Sequence[Row]) -> None:
+        """Let rows that were recorded as done in this transaction wait behind what is in front of them."""
+        values = {"ids": [row.event_id for row in rows], "events": [row.event for row in rows]}
+        await connection.execute(_HOLD_BACK, values)
 
     async def forged(self, connection: AsyncConnection, rows: Sequence[Row]) -> set[UUID]:
         """Which of the rows have the id of an event that is there, but not its content."""
         ids, digests = [row.event_id for row in rows], [row.digest for row in rows]
         return set((await connection.execute(_FORGED, {"ids": ids, "digests": digests})).scalars())
 
-    async def blocked(self, connection: AsyncConnection, subjects: Callable[[], set[str]]) -> set[str]:
-        """Orders with an event that is still to be tried: at least those among `subjects`."""
-        first = (await connection.execute(_FIRST_BLOCKED)).scalars().all()
-        if len(first) < FEW:
-            return set(first)
-        return set((await connection.execute(_BLOCKED, {"subjects": sorted(subjects())})).scalars())
+    async def blocked(self, connection: AsyncConnection, subjects: Collection[str]) -> set[str]:
+        """Which of these orders have an event that is still to be tried."""
+        return set((await connection.execute(_BLOCKED, {"subjects": sorted(subjects)})).scalars())
 
     async def anything_open(self, connection: AsyncConnection) -> bool:
         """Whether there may be something to retry or to release."""

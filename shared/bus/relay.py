@@ -23,10 +23,10 @@ from shared.bus.rewind import disown
 from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
 from shared.runtime.failpoints import reach
-from shared.runtime.supervision import Family, Loop
+from shared.runtime.supervision import Loop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -47,6 +47,7 @@ FULL_REST_S = 0.5  # a full Redis gets room when consumers get on, not by being 
 FIT = frozenset({State.PUBLISHED, State.FULL})  # the stream is what it should be
 LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
+BOARD_S = 0.1  # how old a report may be: services report four times a second
 
 _LOOK = text(
     """
@@ -149,6 +150,8 @@ class Relay(Loop):
         self._batch = batch
         self._announced_at = 0.0
         self._whole_at = monotonic()
+        self._board: Mapping[str, int] = {}
+        self._board_read_at = float("-inf")
         self._hinted = False
         self._failing = False
         self.full = False
@@ -174,7 +177,7 @@ class Relay(Loop):
     async def run_once(self) -> int:
         """One pass: mirror settled, check the stream, publish the next entries. Returns how many were published."""
         hinted, self._hinted, self._failing = self._hinted, False, False
-        board = await self._streams.board(settled_board(self._service))
+        board = await self._reports(hinted=hinted)
         if not hinted and not await self._something_to_do(board):
             return 0
         await reach("R4")
@@ -200,6 +203,13 @@ class Relay(Loop):
         elif done.published < self._batch:
             await asyncio.sleep(rest_s(done.published))
         return done.published
+
+    async def _reports(self, *, hinted: bool) -> Mapping[str, int]:
+        """What the service reports. With every commit there is an event to publish, but rarely a new report."""
+        if not hinted or monotonic() - self._board_read_at > BOARD_S:
+            self._board = await self._streams.board(settled_board(self._service))
+            self._board_read_at = monotonic()
+        return self._board
 
     async def _something_to_do(self, board: Mapping[str, int]) -> bool:
         """A look without a lock: an idle relay must cost the database next to nothing."""
@@ -337,60 +347,3 @@ def _row(subscription: Subscription) -> dict[str, int | str]:
 
 def _span(done: Pass) -> dict[str, int]:
     return {"cursor": done.before.cursor, "settled": done.after.settled, "published": done.published}
-
-
-class Relays(Family):
-    """One relay per subscription and partition; follows the tables, so services and partitions come at run time."""
-
-    def __init__(
-        self, db: Database, event_log: EventLog, streams: Streams, window: int = WINDOW, partitions: int = 1
-    ) -> None:
-        """Start without relays; the first step opens what is missing of `partitions` and reads the subscriptions."""
-        super().__init__("relays")
-        self._db = db
-        self._log = event_log
-        self._streams = streams
-        self._window = window
-        self._partitions = partitions
-        self._leftovers: set[str] = set()
-
-    @override
-    async def run_once(self) -> int:
-        """Follow the table; what a removed subscription leaves in Redis goes one step after its relays were stopped."""
-        before = self.children.keys() | set()
-        for key in sorted(self._leftovers):
-            await self._clear(key)
-            self._leftovers.discard(key)
-        done = await super().run_once()
-        self._leftovers |= before - self.children.keys()
-        self._leftovers -= self.children.keys()
-        return done
-
-    async def _clear(self, key: str) -> None:
-        # The relay's board first: without it no consumer makes a group, nor reports.
-        service, partition = key.split("/")
-        stream = stream_name(service, int(partition))
-        for leftover in (relay_board(service), settled_board(service), stream):
-            await self._streams.remove(leftover)
-        log.info("subscription removed", service=service, partition=int(partition))
-
-    def lacking(self) -> list[Lack]:
-        """The services whose ledgers lost rows, as far as this replica's relays have noticed."""
-        relays = (loop for loops in self.children.values() for loop in loops if isinstance(loop, Relay))
-        return [relay.lack for relay in relays if relay.lack]
-
-    @override
-    async def wanted(self) -> dict[str, Callable[[], Sequence[Loop]]]:
-        if self._log.partitions < self._partitions:
-            await self._db.run(lambda connection: self._log.open(connection, self._partitions))
-        async with self._db.reading() as connection:
-            self._log.partitions = await self._log.opened(connection)
-            subscribed = await self._log.subscriptions(connection)
-        return {f"{one.service}/{one.partition}": self._maker(one) for one in subscribed}
-
-    def _maker(self, subscription: Subscription) -> Callable[[], Sequence[Loop]]:
-        def make() -> Sequence[Loop]:
-            service, partition = subscription.service, subscription.partition
-            return (Relay(self._db, self._log, self._streams, service, partition, self._window),)
-
-        return make

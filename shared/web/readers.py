@@ -17,7 +17,8 @@ from shared.web.health import Check, Reading, Status
 
 if TYPE_CHECKING:
     from shared.bus.log import EventLog, Reader
-    from shared.bus.relay import Lack, Relays
+    from shared.bus.relay import Lack
+    from shared.bus.relays import Relays
     from shared.bus.retention import Retention
     from shared.bus.streams import RedisStreams
     from shared.runtime.db import Database

@@ -17,7 +17,7 @@ import psutil
 from sqlalchemy import text
 
 from shared.bus.log import EventLog, log_tables
-from shared.bus.relay import Relays
+from shared.bus.relays import Relays
 from shared.bus.streams import RedisStreams, stream_name
 from shared.contracts.envelope import Envelope, encode
 from shared.contracts.orders import ORDER_COMPLETED, schema_of

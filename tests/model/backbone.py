@@ -18,10 +18,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
 
+from shared.bus.arrivals import Event
 from shared.bus.consumer import Consumer, Gate
-from shared.bus.delivery import Deliverer, Event, Handler
+from shared.bus.delivery import Deliverer, Handler
 from shared.bus.log import EventLog
-from shared.bus.relay import Relays
+from shared.bus.relays import Relays
 from shared.bus.retrier import Retrier
 from shared.bus.retry import Backoff
 from shared.bus.rewind import Target, rewind

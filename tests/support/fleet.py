@@ -19,7 +19,7 @@ from deploy.local.mail.smtp import listen
 from deploy.local.mail.store import Store
 from shared.bus.clients import StreamClient, connect
 from shared.bus.log import EventLog
-from shared.bus.relay import Relays
+from shared.bus.relays import Relays
 from shared.bus.streams import RedisStreams
 from shared.contracts.envelope import Envelope
 from shared.runtime.db import Database

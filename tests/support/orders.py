@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 
-from shared.bus.delivery import Arrival, Deliverer, Event
+from shared.bus.arrivals import Arrival, Event
+from shared.bus.delivery import Deliverer
 from shared.contracts.envelope import Envelope, encode
 from shared.contracts.orders import (
     ORDER_CANCELLED,
@@ -97,5 +98,5 @@ def arrivals(events: Iterable[Envelope], first: int = 1) -> list[Arrival]:
 
 def as_handled(deliverer: Deliverer, events: Sequence[Envelope]) -> list[Event]:
     """Events as a handler gets them."""
-    sorted_out = [deliverer._sort(arrival).event for arrival in arrivals(events)]
+    sorted_out = [delivery.event for delivery in deliverer.sort(arrivals(events))]
     return [event for event in sorted_out if event]

@@ -12,9 +12,10 @@ import pytest_asyncio
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from shared.bus.arrivals import Event
 from shared.bus.clients import StreamClient, connect
 from shared.bus.consumer import Gate, PartitionConsumer, Reporter
-from shared.bus.delivery import Deliverer, Event, Handler
+from shared.bus.delivery import Deliverer, Handler
 from shared.bus.ledger import ledger_tables
 from shared.bus.log import EventLog, log_tables
 from shared.bus.relay import Relay

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from shared.bus import inspection
+from shared.bus.arrivals import IMPOSTOR, STRANGER, Arrival
 from shared.bus.boards import epoch_of, settled_board
-from shared.bus.delivery import IMPOSTOR, STRANGER, Arrival
 from shared.bus.inspection import Selection
 from shared.bus.ledger import State
 from shared.contracts.envelope import Envelope, encode

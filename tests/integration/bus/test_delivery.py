@@ -8,8 +8,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.bus import inspection
+from shared.bus.arrivals import Arrival, Event
 from shared.bus.consumer import CONTROL_S
-from shared.bus.delivery import Arrival, Deliverer, Event
+from shared.bus.delivery import Deliverer
 from shared.bus.inspection import Selection
 from shared.bus.ledger import State
 from shared.bus.retry import Backoff

@@ -8,10 +8,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 from typing_extensions import override
 
+from shared.bus.arrivals import Event
 from shared.bus.consumer import Consumer
-from shared.bus.delivery import Deliverer, Event
+from shared.bus.delivery import Deliverer
 from shared.bus.log import EventLog
-from shared.bus.relay import Relays
+from shared.bus.relays import Relays
 from shared.bus.retrier import Retrier
 from shared.contracts.envelope import Envelope
 from shared.contracts.orders import ORDER_COMPLETED

@@ -12,8 +12,9 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.bus import retrier as retrier_module
+from shared.bus.arrivals import Event
 from shared.bus.consumer import BATCH
-from shared.bus.delivery import Deliverer, Event
+from shared.bus.delivery import Deliverer
 from shared.bus.retry import Backoff
 from shared.contracts.envelope import Envelope
 from shared.contracts.orders import ORDER_COMPLETED

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import text
 
-from shared.bus.delivery import Arrival
+from shared.bus.arrivals import Arrival
 from shared.bus.ledger import ledger_tables
 from shared.bus.retention import LedgerRetention, LogRetention
 from shared.bus.rewind import EventsDroppedError, Span, Target, rewind

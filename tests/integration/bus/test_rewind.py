@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import text
 
 from shared.bus.ledger import ledger_tables
-from shared.bus.relay import Lack, Relay, Relays
+from shared.bus.relay import Lack, Relay
+from shared.bus.relays import Relays
 from shared.bus.rewind import Span, Target, rewind
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 

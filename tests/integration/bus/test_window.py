@@ -9,7 +9,8 @@ import structlog
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from shared.bus.delivery import Deliverer, Event
+from shared.bus.arrivals import Event
+from shared.bus.delivery import Deliverer
 from shared.contracts.envelope import encode
 from shared.contracts.orders import ORDER_COMPLETED
 from tests.integration.bus.conftest import STREAM, World, event, until

@@ -11,7 +11,8 @@ from sqlalchemy import text
 
 from services.warehouse.__main__ import MIGRATIONS as WAREHOUSE
 from services.warehouse.handlers import HANDLERS
-from shared.bus.delivery import Arrival, Deliverer
+from shared.bus.arrivals import Arrival
+from shared.bus.delivery import Deliverer
 from shared.runtime.db import Database
 from shared.runtime.migrations import upgrade
 from tests.integration.checkout.changed_requests import headers

@@ -17,7 +17,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from typer.testing import CliRunner
 
 from deploy.orderctl import __main__
-from shared.bus.delivery import Arrival, Deliverer, Event, Handler
+from shared.bus.arrivals import Arrival, Event
+from shared.bus.delivery import Deliverer, Handler
 from shared.contracts.envelope import Envelope, encode
 from shared.contracts.orders import ORDER_COMPLETED
 from shared.runtime.db import Database
