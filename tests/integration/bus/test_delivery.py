@@ -12,7 +12,7 @@ from shared.bus.arrivals import Arrival, Event
 from shared.bus.consumer import CONTROL_S
 from shared.bus.delivery import Deliverer
 from shared.bus.inspection import Selection
-from shared.bus.ledger import State
+from shared.bus.ledger import FEW, State
 from shared.bus.retry import Backoff
 from shared.contracts.envelope import Envelope, encode
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_COMPLETED, ORDER_REFUNDED
@@ -115,6 +115,23 @@ async def test_later_events_of_an_order_wait_behind_the_one_that_is_retrying(wor
             text("SELECT version FROM effects WHERE subject = :subject"), {"subject": first.subject}
         )
     assert [row.version for row in versions] == [1, 2, 3]
+
+
+async def test_later_events_wait_however_many_orders_are_blocked(world: World) -> None:
+    """A statement that writes a batch tells of the first blocked orders only; the rest have to be found too."""
+    first = [event() for _ in range(FEW + 20)]
+    await world.deliverer.hand_over(arrivals(*first))
+    assert await world.states() == {"retrying": len(first)}
+
+    later = [event(one.subject, kind=ORDER_CANCELLED, version=2) for one in first]
+    await world.deliverer.deliver(arrivals(event(), *later, event(), first=len(first) + 1))
+
+    assert await world.states() == {"retrying": len(first), "waiting": len(first), "done": 2}
+    async with world.db.reading() as connection:
+        kept = await connection.execute(
+            text("SELECT count(event), count(settled_at) FROM deliveries WHERE state = 'waiting'")
+        )
+    assert kept.one() == (len(first), 0)  # with what is needed to run them, and not settled
 
 
 async def test_the_same_events_again_change_nothing(world: World) -> None:
