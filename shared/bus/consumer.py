@@ -175,7 +175,7 @@ class PartitionConsumer(Loop):
         try:
             await asyncio.wait({read, woken}, return_when=asyncio.FIRST_COMPLETED)
             entries = read.result() if read.done() else []
-            return Batch(entries, self._deliverer.sort(self._arrivals(entries)))
+            return Batch(entries, await self._deliverer.sort_beside(self._arrivals(entries)))
         finally:
             woken.cancel()
             await _abandon(read)

@@ -65,8 +65,12 @@ class Deliverer:
         await self.settle(self.sort(arrivals))
 
     def sort(self, arrivals: Sequence[Arrival]) -> list[Delivery]:
-        """The part of `deliver` that needs no database, for whoever has the time while another batch is settled."""
+        """The part of `deliver` that needs no database."""
         return self._sorter.sort(arrivals)
+
+    async def sort_beside(self, arrivals: Sequence[Arrival]) -> list[Delivery]:
+        """The same, for whoever has the time while another batch is settled."""
+        return await self._sorter.sort_beside(arrivals)
 
     async def settle(self, batch: Sequence[Delivery]) -> None:
         """The rest of `deliver`."""

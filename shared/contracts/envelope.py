@@ -6,6 +6,7 @@ https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/spec.md
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -50,8 +51,13 @@ class Attributes(BaseModel):
     @property
     def major(self) -> int:
         """The major version of the data, from the end of `dataschema` (`…/order.completed/1`)."""
-        tail = self.dataschema.rsplit("/", 1)[-1].split(".", 1)[0]
-        return int(tail) if tail.isdecimal() else 0
+        return _major_of(self.dataschema)
+
+
+@lru_cache(maxsize=256)
+def _major_of(dataschema: str) -> int:
+    tail = dataschema.rsplit("/", 1)[-1].split(".", 1)[0]
+    return int(tail) if tail.isdecimal() else 0
 
 
 class Envelope(Attributes):
