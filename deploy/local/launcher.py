@@ -119,6 +119,7 @@ class Launcher:
             folder=settings.run_dir / "redis",
             port=settings.port("redis"),
             log=settings.log("redis"),
+            durable=settings.redis_appendonly,
             marker=marker,
         )
         return postgres, valkey

@@ -45,6 +45,7 @@ class Settings:
     redis_url: str = ""
     payments_url: str = ""
     smtp_url: str = ""
+    redis_appendonly: bool = False
 
     def port(self, name: str) -> int:
         return self.port_base + PORTS[name]
@@ -78,6 +79,7 @@ def read(environment: Mapping[str, str] = os.environ) -> Settings:
         redis_url=_address(environment, "REDIS_URL", *REDIS_SCHEMES),
         payments_url=_address(environment, "PAYMENTS_URL", "http", "https").rstrip("/"),
         smtp_url=_address(environment, "SMTP_URL", "smtp", "smtps", "smtp+starttls"),
+        redis_appendonly=_truth(environment, "REDIS_APPENDONLY"),
     )
 
 
@@ -85,6 +87,13 @@ def _port_base(text: str) -> int:
     if not (text.isascii() and text.isdigit() and MIN_PORT <= int(text) <= HIGHEST_BASE):
         raise PlatformError(f"PORT_BASE is {text!r}: set it to a number from {MIN_PORT} to {HIGHEST_BASE}.")
     return int(text)
+
+
+def _truth(environment: Mapping[str, str], name: str) -> bool:
+    value = environment.get(name) or "no"
+    if value not in {"yes", "no"}:
+        raise PlatformError(f"{name} is {value!r}: set it to yes or no.")
+    return value == "yes"
 
 
 def _address(environment: Mapping[str, str], name: str, *schemes: str) -> str:

@@ -29,7 +29,8 @@ Result = TypeVar("Result")
 Execute = Callable[[AsyncConnection, Sequence[Command]], Awaitable[Sequence[Result]]]
 Recall = Callable[[AsyncConnection, Command], Awaitable[Result | None]]
 
-MAX_BATCH = 64  # the answers of a batch leave in one turn of the event loop: others wait for so long
+MAX_BATCH = 64
+ANSWERED_AT_ONCE = 16  # of a batch
 PATIENCE_S = 3.0  # when a batch needs longer to find out that the database is away, those behind it need not find out
 
 
@@ -110,8 +111,7 @@ class GroupCommit(Loop, Generic[Command, Result]):
             raise
         else:
             self._after_commit()
-            for (_, future), result in zip(batch, results, strict=True):
-                _answer(future, result)
+            _answer_in_turns([future for _, future in batch], results)
 
     async def _commit(self, commands: Sequence[Command]) -> Sequence[Result]:
         if at_once := self._at_once:
@@ -158,6 +158,14 @@ class GroupCommit(Loop, Generic[Command, Result]):
         if monotonic() - began > PATIENCE_S:
             behind, self._queue = [*self._queue], deque()
             _fail(behind, ConnectionAbortedError(f"{self.name}: the database does not answer"))
+
+
+def _answer_in_turns(futures: Sequence[asyncio.Future[Result]], results: Sequence[Result]) -> None:
+    """A few in each turn of the event loop: what follows an answer takes time, and others are waiting to be heard."""
+    for future, result in zip(futures[:ANSWERED_AT_ONCE], results[:ANSWERED_AT_ONCE], strict=True):
+        _answer(future, result)
+    if left := futures[ANSWERED_AT_ONCE:]:
+        asyncio.get_running_loop().call_soon(_answer_in_turns, left, results[ANSWERED_AT_ONCE:])
 
 
 def _answer(future: asyncio.Future[Result], result: Result) -> None:

@@ -48,7 +48,8 @@ class Run:
 
     async def play(self) -> dict[str, Any]:
         """Returns what is reported of the run."""
-        settings = Settings(self.scratch / "run", free_base())
+        # With a file Redis can lose its tail, and come back with what is long settled.
+        settings = Settings(self.scratch / "run", free_base(), redis_appendonly=True)
         links = await Links.open(settings, self.seed)
         launcher = Launcher(settings, self._say, links.programs)
         ready = asyncio.Event()

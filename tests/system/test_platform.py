@@ -192,6 +192,13 @@ def test_a_port_base_that_cannot_be_is_refused_in_one_line(tmp_path: Path, base:
     assert re.fullmatch(r"PORT_BASE is .*: set it to a number from 1024 to \d+\.\n", refused.stderr)
 
 
+def test_a_switch_that_is_neither_on_nor_off_is_refused_in_one_line(tmp_path: Path) -> None:
+    refused = Platform(tmp_path / "run", free_base()).do("up", REDIS_APPENDONLY="1")
+
+    assert refused.returncode == 1
+    assert refused.stderr == "REDIS_APPENDONLY is '1': set it to yes or no.\n"
+
+
 def test_a_folder_that_cannot_be_written_to_is_named_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
