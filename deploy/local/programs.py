@@ -10,8 +10,9 @@ from deploy.local.databases import role_url
 from deploy.local.process import MARKER, Program, environment, http_ready
 from deploy.local.settings import PORTS, SERVICES, Settings
 
-# All share one machine here, where a customer waits for these two only: what happens behind them takes what is left.
-FIRST = ("checkout", "payments", "prepare")
+# All share one machine here, where customers wait for checkout, and checkout for the payments: what happens behind them
+# takes what is left. Checkout goes before everything, or in an overload its refusals wait for their turn.
+SHARES = {"checkout": "first", "payments": "full", "prepare": "full"}
 
 
 class Programs:
@@ -98,7 +99,7 @@ class Programs:
             environment=environment(**variables, **{MARKER: str(self._settings.run_dir)}),
             log=self._settings.log(name),
             ready=partial(http_ready, self._settings.port(name) if name in PORTS else 0),
-            share="full" if name in FIRST else "rest",
+            share=SHARES.get(name, "rest"),
         )
 
 

@@ -13,7 +13,7 @@ READY_S = 20
 
 @dataclass(frozen=True)
 class Valkey:
-    """A server on 127.0.0.1. Unless `durable`, it writes nothing to `folder`: what it loses comes again from the log."""
+    """A server on 127.0.0.1. Unless `durable` it writes nothing to `folder`: what it loses comes again from the log."""
 
     folder: Path
     port: int
