@@ -138,7 +138,7 @@ def main() -> int:
         nargs="?",
         const=60,
         metavar="SECONDS",
-        help="too many orders and frozen processes instead, so long for each (60: seven minutes)",
+        help="too many orders and frozen processes instead, so long for each (60: eight minutes)",
     )
     chosen = parser.parse_args()
     folder = ROOT / ".run" / "bench"

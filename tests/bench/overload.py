@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from tests.support.overload import Crowd, Freeze, Overload
+from tests.support.overload import NOTHING, Crowd, Freeze, Overload
 from tests.support.platform import Platform
 
 FACTORS = (2, 5)
-FROZEN = ("postgres", "redis", "payments")
+FROZEN = (NOTHING, "postgres", "redis", "payments")
 GOODPUT = {2: 0.9, 5: 0.8}
 ACCEPTED_P99 = 2.0
 REFUSED_P99_MS = 20.0

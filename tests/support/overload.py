@@ -18,6 +18,7 @@ CONNECTIONS = 128  # each waits for its answer: busy, but no overload
 CALM = 0.7  # of the capacity: busy, and nobody is turned away
 SETTLING_S = 1.0  # at the beginning of a flood, when nothing is answered yet
 BUSY = 1.2  # of the capacity, around a freeze
+NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,10 @@ class Crowd:
         )
 
     async def freeze(self, name: str, *, before_s: float, frozen_s: float, after_s: float) -> Freeze:
-        """One process stands still for a while, in the middle of a load of 1.2 times the capacity."""
+        """One process stands still for a while, in the middle of a load of 1.2 times the capacity.
+
+        None of them does with `NOTHING`: how much the same minute differs from itself.
+        """
         total_s = before_s + frozen_s + after_s
 
         async def fault() -> None:
@@ -105,6 +109,9 @@ class Crowd:
 @contextmanager
 def standing_still(platform: Platform, name: str) -> Iterator[None]:
     """One of the processes, with all of its children, stopped but not dead."""
+    if name == NOTHING:
+        yield
+        return
     first = psutil.Process(platform.pids[name])
     stopped = [first, *first.children(recursive=True)]
     for process in stopped:
