@@ -282,7 +282,10 @@ async def _update_facts(connection: AsyncConnection, facts: Sequence[Fact]) -> l
 
 
 async def change_rollups(connection: AsyncConnection, changes: Changes) -> None:
-    """Add to the roll-ups; what is empty then goes."""
+    """Add to the roll-ups; what is empty then goes.
+
+    In one statement, which is the same for all replicas: they take the locks of both tables in the same order.
+    """
     products = {key: one for key, one in changes.products.items() if one.orders or one.quantity or one.gross}
     writes = []
     if changes.minutes:

@@ -155,7 +155,7 @@ class Deliverer:
         return ordered
 
     async def _record(self, connection: AsyncConnection, batch: Sequence[Delivery]) -> Recorded:
-        """Insert what is new, return the ids of the rest.
+        """Insert what is new; says what was there, and which orders are blocked.
 
         What has the id of an event that is there, but other content, is parked beside it.
         """

@@ -4,7 +4,6 @@ import asyncio
 import signal
 from dataclasses import dataclass, field
 from time import monotonic
-from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
@@ -12,6 +11,7 @@ import pytest
 import structlog
 from redis.asyncio import Redis
 
+from tests.support.invariants import database
 from tests.support.load import History, open_loop, order_body
 from tests.support.platform import Platform, fetch, until
 
@@ -87,7 +87,7 @@ async def orders(shop: Platform, seconds: float) -> History:
 
 async def grow(shop: Platform, events: int) -> None:
     """Append at an even pace, a tenth of a second at a time."""
-    log_of_checkout = await asyncpg.connect(database(shop, "checkout"))
+    log_of_checkout = await asyncpg.connect(database(shop.env, "checkout"))
     one = tuple(await log_of_checkout.fetchrow(ONE))
     began, step = monotonic(), PER_S // 10
     for number in range(events // step):
@@ -112,23 +112,21 @@ async def watching(shop: Platform, growing: "asyncio.Task[None]") -> Watch:
 
 
 async def settled(shop: Platform) -> int:
-    [(position,)] = await fetch(database(shop, "checkout"), "SELECT settled FROM subscriptions WHERE service = 'email'")
+    [(position,)] = await fetch(
+        database(shop.env, "checkout"), "SELECT settled FROM subscriptions WHERE service = 'email'"
+    )
     return int(position)
 
 
 async def caught_up(shop: Platform) -> bool:
     await asyncio.sleep(0.5)
-    [(head,)] = await fetch(database(shop, "checkout"), "SELECT position FROM log_head")
+    [(head,)] = await fetch(database(shop.env, "checkout"), "SELECT position FROM log_head")
     return await settled(shop) == int(head)
 
 
 async def books(shop: Platform) -> tuple[int, int, int]:
     """The log's head, how many deliveries email settled, and of how many different events."""
-    [(head,)] = await fetch(database(shop, "checkout"), "SELECT position FROM log_head")
+    [(head,)] = await fetch(database(shop.env, "checkout"), "SELECT position FROM log_head")
     counted = "SELECT count(*), count(DISTINCT event_id) FROM deliveries WHERE state = 'done'"
-    [(done, events)] = await fetch(database(shop, "email"), counted)
+    [(done, events)] = await fetch(database(shop.env, "email"), counted)
     return head, done, events
-
-
-def database(shop: Platform, name: str) -> str:
-    return urlsplit(shop.env["POSTGRES_URL"])._replace(path=f"/{name}").geturl()
