@@ -35,7 +35,8 @@ from services.analytics.domain import (
     ProductKey,
     ProductSums,
 )
-from shared.runtime.statements import Many, Part, Write, over_arrays, write_together
+from shared.runtime.driver import Direct, write_together
+from shared.runtime.statements import Many, Part, Write, over_arrays
 
 Instant = DateTime(timezone=True)
 
@@ -110,7 +111,7 @@ _FACT_COLUMNS: dict[str, TypeEngine[Any]] = {
 }
 
 # Answers the orders that are known already, which are few.
-_INSERT_FACTS = over_arrays(
+_INSERT_FACTS = Direct(
     f"""
     WITH new AS (
         INSERT INTO order_facts (order_id, version, tenant, status, sold, currency, total, refunded_total,
@@ -259,7 +260,7 @@ async def replace_facts(connection: AsyncConnection, facts: Sequence[Fact]) -> l
     """Write what is new or newer (one fact per order); returns each one written with what it replaced."""
     # In key order, so that two replicas never wait for each other in a circle.
     facts = sorted(facts, key=lambda fact: fact.order_id)
-    known = set((await connection.execute(_INSERT_FACTS, _columns(facts))).scalars())
+    known = {row.order_id for row in await _INSERT_FACTS.fetch(connection, _columns(facts))}
     written: list[tuple[Fact | None, Fact]] = [(None, fact) for fact in facts if fact.order_id not in known]
     if known:
         written += await _update_facts(connection, [fact for fact in facts if fact.order_id in known])

@@ -27,7 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from services.email.domain import Kind, Letter, Outcome, Status
-from shared.runtime.statements import over_arrays
+from shared.runtime.driver import Direct
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection
@@ -72,7 +72,7 @@ suppressions = Table(
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
-_QUEUE = over_arrays(
+_QUEUE = Direct(
     """
     INSERT INTO messages
         (id, order_id, kind, reference, order_version, recipient, subject, message_id, content, status)
@@ -88,7 +88,7 @@ _QUEUE = over_arrays(
 
 # Mails of one order go out in the order of its events: nobody shall read that an order is cancelled before
 # reading that it was placed. Attempts count before the work, so a mail that kills the process is given up.
-_TAKE = text(
+_TAKE = Direct(
     """
     WITH due AS (
         SELECT id FROM messages q
@@ -110,7 +110,7 @@ _TAKE = text(
 )
 
 # A taker that slept through its lease finds another token and changes nothing.
-_RECORD = over_arrays(
+_RECORD = Direct(
     """
     UPDATE messages m
     SET status = o.status, attempts = o.attempts, unknowns = o.unknowns, interruptions = o.interruptions,
@@ -197,8 +197,8 @@ class QueueState:
 
 async def queue(connection: AsyncConnection, new: Sequence[NewMessage]) -> None:
     """Queue the mails that are not there yet, in one statement."""
-    await connection.execute(
-        _QUEUE,
+    await _QUEUE.fetch(
+        connection,
         {
             "ids": [one.id for one in new],
             "orders": [one.order_id for one in new],
@@ -215,7 +215,7 @@ async def queue(connection: AsyncConnection, new: Sequence[NewMessage]) -> None:
 
 async def take(connection: AsyncConnection, owner: str, limit: int, lease_s: float) -> list[Letter]:
     """Lease due mails, oldest first."""
-    rows = await connection.execute(_TAKE, {"owner": owner, "limit": limit, "lease_s": lease_s})
+    rows = await _TAKE.fetch(connection, {"owner": owner, "limit": limit, "lease_s": lease_s})
     letters = [
         Letter(
             row.id, row.token, Kind(row.kind), row.order_id, row.message_id, row.recipient, row.subject,
@@ -228,8 +228,8 @@ async def take(connection: AsyncConnection, owner: str, limit: int, lease_s: flo
 
 async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> set[str]:
     """Note what became of leased mails; returns the ids of those whose lease was still the taker's."""
-    written = await connection.execute(
-        _RECORD,
+    written = await _RECORD.fetch(
+        connection,
         {
             "ids": [one.id for one in outcomes],
             "tokens": [one.token for one in outcomes],
@@ -241,7 +241,7 @@ async def record(connection: AsyncConnection, outcomes: Sequence[Outcome]) -> se
             "errors": [one.error for one in outcomes],
         },
     )
-    return set(written.scalars())
+    return {row.id for row in written}
 
 
 async def is_recorded(connection: AsyncConnection, outcome: Outcome) -> bool:

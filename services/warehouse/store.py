@@ -36,7 +36,7 @@ from services.warehouse.domain import (
 )
 from shared.bus.arrivals import Event
 from shared.contracts.orders import ORDER_CANCELLED
-from shared.runtime.statements import over_arrays
+from shared.runtime.driver import Direct
 
 Instant = DateTime(timezone=True)
 
@@ -79,7 +79,7 @@ history = Table(
 )
 
 # What has left the house stays shipped.
-_APPLY = over_arrays(
+_APPLY = Direct(
     """
     INSERT INTO fulfilments AS f (id, order_id, order_version, status, recipient, lines, shipping_address,
                                   ordered_at)
@@ -103,7 +103,7 @@ _APPLY = over_arrays(
     ordered=Instant,
 )
 
-_REMEMBER = over_arrays(
+_REMEMBER = Direct(
     """
     INSERT INTO history (fulfilment_id, at, actor, entry, detail, order_version)
     SELECT f.id, e.at, :actor,
@@ -126,8 +126,8 @@ _REMEMBER = over_arrays(
 async def apply(connection: AsyncConnection, events: Sequence[Event]) -> None:
     """Create the fulfilments of the orders or bring them up to date (one event per order)."""
     orders = [event.data for event in events]
-    await connection.execute(
-        _APPLY,
+    await _APPLY.fetch(
+        connection,
         {
             "ids": [fulfilment_id(event.subject, event.data.created_at) for event in events],
             "order_ids": [event.subject for event in events],
@@ -146,8 +146,8 @@ async def apply(connection: AsyncConnection, events: Sequence[Event]) -> None:
 
 async def remember(connection: AsyncConnection, events: Sequence[Event]) -> None:
     """Write a history row per event, whether it changed anything or came too late."""
-    await connection.execute(
-        _REMEMBER,
+    await _REMEMBER.fetch(
+        connection,
         {
             "actor": EVENTS_COME_FROM,
             "order_ids": [event.subject for event in events],

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import structlog
-from sqlalchemy import BigInteger, bindparam, text
 from typing_extensions import override
 
 from shared.bus.boards import announcement, dropped_of, relay_board, reported, settled_board
@@ -22,6 +21,7 @@ from shared.bus.progress import Epoch
 from shared.bus.rewind import disown
 from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
+from shared.runtime.driver import Direct
 from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop
 
@@ -49,7 +49,7 @@ LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Red
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 BOARD_S = 0.1  # how old a report may be: services report four times a second
 
-_LOOK = text(
+_LOOK = Direct(
     """
     SELECT s.cursor, s.settled, s.epoch, h.position AS head FROM subscriptions s JOIN log_head h USING (partition)
     WHERE s.service = :service AND s.partition = :partition
@@ -62,7 +62,7 @@ _LOOK = text(
 # It is as long as a command of Redis may take, and what a sleeper publishes late, the guard refuses.
 # synchronous_commit off, for this transaction: a cursor or a settled that a crash takes back is published or mirrored
 # again, so waiting for the disk would buy nothing.
-_TAKE = text(
+_TAKE = Direct(
     """
     WITH taken AS (
         SELECT cursor, settled, epoch, origin, rewound, replay, set_config('synchronous_commit', 'off', true),
@@ -81,8 +81,8 @@ _TAKE = text(
           AND position <= least(t.cursor + :batch, t.settled + :window)
     ) e
     """
-).bindparams(bindparam("window", type_=BigInteger), bindparam("batch", type_=BigInteger))
-_STORE = text(
+)
+_STORE = Direct(
     """
     UPDATE subscriptions SET cursor = :cursor, settled = :settled,
            moved_at = CASE WHEN settled = :settled THEN moved_at ELSE now() END
@@ -192,7 +192,7 @@ class Relay(Loop):
                 return 1
             done = await self._pass(connection, taken, board)
             if done.after != done.before:
-                await connection.execute(_STORE, _row(done.after))
+                await _STORE.fetch(connection, _row(done.after))
             # While the row is locked: whoever removes the subscription waits, and what is said here is not said after.
             await self._announce(taken, anew=done.lost is not None)
             self._compare(taken, board)
@@ -214,7 +214,7 @@ class Relay(Loop):
     async def _something_to_do(self, board: Mapping[str, int]) -> bool:
         """A look without a lock: an idle relay must cost the database next to nothing."""
         async with self._db.reading() as connection:
-            row = (await connection.execute(_LOOK, self._key())).one_or_none()
+            row = await _LOOK.one(connection, self._key())
         if row is None:
             return False
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
@@ -227,7 +227,7 @@ class Relay(Loop):
 
     async def _take(self, connection: AsyncConnection) -> Taken | None:
         bounds = {"window": self._window, "batch": self._batch}
-        row = (await connection.execute(_TAKE, self._key() | bounds)).one_or_none()
+        row = await _TAKE.one(connection, self._key() | bounds)
         if row is None:
             return None
         # The row is the newest there is, the head may be that of a moment ago.

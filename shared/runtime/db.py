@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 import asyncpg
 from sqlalchemy import make_url, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncTransaction, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from typing_extensions import override
 
+from shared.runtime.driver import ask
 from shared.runtime.errors import Action, CommitUnknown, classify, sqlstate
 from shared.runtime.failpoints import reach
 
@@ -73,14 +74,16 @@ class Database:
 
         Raises `CommitUnknown` when the connection breaks while COMMIT is on its way.
         """
-        async with self.engine.connect() as connection:
-            transaction = await connection.begin()
+        async with self._autocommit.connect() as connection:
+            # SQLAlchemy only has to know of it: should the connection break, it must not go on with another one.
+            _ = await connection.begin()
+            await ask(connection, lambda driver: driver.execute("BEGIN"))
             try:
                 yield connection
             except BaseException:
-                await _rollback(transaction)
+                await _rollback(connection)
                 raise
-            await _commit(transaction)
+            await _commit(connection)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[AsyncConnection]:
@@ -116,7 +119,7 @@ class Database:
             try:
                 async with self.transaction() as connection:
                     return await work(connection)
-            except DBAPIError as error:
+            except (DBAPIError, asyncpg.PostgresError) as error:
                 # Postgres undid everything and says that the same may work now: the only errors repeated here.
                 if sqlstate(error) not in CONFLICTS:
                     raise
@@ -154,13 +157,15 @@ def has_pgbouncer(url: str) -> bool:
     return make_url(url).query.get(PGBOUNCER) == "true"
 
 
-async def _commit(transaction: AsyncTransaction) -> None:
+async def _commit(connection: AsyncConnection) -> None:
     try:
-        await transaction.commit()
+        outcome = await ask(connection, lambda driver: driver.execute("COMMIT"))
         await reach("C5")
     except Exception as error:
         _doubt(error)
         raise
+    if outcome != "COMMIT":
+        raise RuntimeError("Postgres rolled back: the error of a statement was passed over")
 
 
 def _doubt(error: Exception) -> None:
@@ -170,9 +175,11 @@ def _doubt(error: Exception) -> None:
         raise CommitUnknown(str(error)) from error
 
 
-async def _rollback(transaction: AsyncTransaction) -> None:
+async def _rollback(connection: AsyncConnection) -> None:
+    if connection.invalidated:
+        return  # whoever broke it rolled back
     try:
-        await transaction.rollback()
+        await ask(connection, lambda driver: driver.execute("ROLLBACK"))
     except Exception as error:
         # The connection that broke the transaction cannot answer ROLLBACK either; the server rolls back by itself.
         if classify(error) is Action.UNKNOWN:

@@ -13,6 +13,7 @@ import asyncio
 import re
 from enum import StrEnum
 
+import asyncpg
 import redis.exceptions as redis_errors
 from sqlalchemy.exc import DBAPIError, InterfaceError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -97,7 +98,7 @@ def classify(error: BaseException) -> Action:
     """What to do about `error`; `UNKNOWN` for everything that is not in the tables above."""
     if isinstance(error, redis_errors.RedisError):
         return _classify_redis(error)
-    if isinstance(error, DBAPIError):
+    if isinstance(error, DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return _classify_postgres(error)
     if isinstance(error, PoolTimeout):
         return Action.RETRY
@@ -113,12 +114,13 @@ def is_infrastructure(error: BaseException) -> bool:
 
 def timed_out(error: BaseException) -> bool:
     """Whether Postgres, or we, gave up a statement that took too long."""
-    return isinstance(error, TimeoutError) or (isinstance(error, DBAPIError) and sqlstate(error) == "57014")
+    return isinstance(error, TimeoutError) or sqlstate(error) == "57014"
 
 
-def sqlstate(error: DBAPIError) -> str:
+def sqlstate(error: BaseException) -> str:
     """The five-character SQLSTATE, or an empty string when the server never answered."""
-    return str(getattr(error.orig, "sqlstate", None) or "")
+    answered = error.orig if isinstance(error, DBAPIError) else error
+    return str(getattr(answered, "sqlstate", None) or "")
 
 
 def _classify_redis(error: redis_errors.RedisError) -> Action:
@@ -146,11 +148,16 @@ def _classify_redis(error: redis_errors.RedisError) -> Action:
     return Action.UNKNOWN
 
 
-def _classify_postgres(error: DBAPIError) -> Action:
+def _classify_postgres(error: DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError) -> Action:
     state = sqlstate(error)
     for length in (5, 3, 2):
         if action := POSTGRES_STATES.get(state[:length]):
             return action
-    if error.connection_invalidated or isinstance(error, InterfaceError) or isinstance(error.orig, OSError):
-        return Action.RECONNECT
-    return Action.UNKNOWN
+    return Action.RECONNECT if _never_answered(error) else Action.UNKNOWN
+
+
+def _never_answered(error: DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError) -> bool:
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or isinstance(error, InterfaceError) or isinstance(error.orig, OSError)
+    # A value that the driver cannot encode is an InterfaceError too.
+    return isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError)

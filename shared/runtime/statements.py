@@ -19,7 +19,6 @@ from typing_extensions import override
 
 if TYPE_CHECKING:
     from sqlalchemy import BindParameter, ColumnElement, Dialect
-    from sqlalchemy.ext.asyncio import AsyncConnection
     from sqlalchemy.types import TypeEngine
 
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
@@ -93,13 +92,6 @@ class Write:
 
     part: Part
     values: Mapping[str, object]
-
-
-async def write_together(connection: AsyncConnection, writes: Sequence[Write]) -> None:
-    """Run all writes in one statement."""
-    if writes:
-        values = {name: value for write in writes for name, value in write.values.items()}
-        await connection.execute(together(tuple(write.part for write in writes)), values)
 
 
 @lru_cache(maxsize=256)

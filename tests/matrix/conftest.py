@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from time import monotonic
 
 import pytest
+from asyncpg import InterfaceError, PostgresError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from structlog.testing import capture_logs
@@ -25,7 +26,7 @@ Record = Callable[[str, object], None]
 
 RESUMED = "resumed_s"  # what a test reports under this name, the table shows the slowest of
 RESUMED_WITHIN_S = 10.0
-AWAY = (DBAPIError, PoolTimeout, CommitUnknown, OSError)
+AWAY = (DBAPIError, PostgresError, InterfaceError, PoolTimeout, CommitUnknown, OSError)
 LOADED = 3  # a machine with other things to do may take three times as long
 REDIRECTIONS = ("ReadOnlyError", "MovedError", "AskError", "TryAgainError", "ClusterDownError", "MasterDownError")
 

@@ -23,9 +23,10 @@ from services.checkout.store.orders import Change, Transition
 from services.checkout.store.remembered import Remembered
 from shared.bus.log import EventLog
 from shared.contracts.envelope import Envelope
+from shared.runtime.driver import write_together
 from shared.runtime.failpoints import reach
 from shared.runtime.group_commit import NotAtOnce
-from shared.runtime.statements import Write, write_together
+from shared.runtime.statements import Write
 
 Command = PlaceOrder | Settle
 Result = PlaceResult | SettleResult

@@ -13,7 +13,7 @@ from services.checkout.commands.answers import Answer
 from services.checkout.domain import Product
 from services.checkout.store import idempotency, stock
 from services.checkout.store.idempotency import Claim, FinalAnswer
-from shared.runtime.statements import write_together
+from shared.runtime.driver import write_together
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

@@ -24,8 +24,9 @@ from services.checkout.store.orders import Transition
 from services.checkout.store.refunds import Account
 from shared.contracts.envelope import Envelope
 from shared.contracts.orders import ORDER_CANCELLED, ORDER_REFUNDED
+from shared.runtime.driver import write_together
 from shared.runtime.identifiers import new_id
-from shared.runtime.statements import Write, write_together
+from shared.runtime.statements import Write
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection

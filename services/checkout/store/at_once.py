@@ -10,15 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from sqlalchemy import BigInteger, Text, TextClause, bindparam
-from sqlalchemy.exc import DBAPIError
+from asyncpg import PostgresError
+from sqlalchemy import BigInteger, Text, bindparam
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.checkout.domain import Product
 from services.checkout.store import idempotency, orders, stock
 from services.checkout.store.idempotency import Claim
 from services.checkout.store.orders import Change
-from shared.runtime.errors import sqlstate
+from shared.runtime.driver import Direct
 from shared.runtime.group_commit import NotAtOnce
 from shared.runtime.statements import Many, Part, Write, together
 
@@ -49,12 +49,12 @@ async def commit(
     values = {name: value for write in every for name, value in write.values.items()} | _expected(assumption, appends)
     parts, appended = tuple(write.part for write in every), tuple(pair[1].part for pair in appends)
     try:
-        row = (await connection.execute(_statement(parts, appended), values)).one()
-    except DBAPIError as error:
-        if sqlstate(error) in _REFUSALS:
-            raise NotAtOnce(str(error.orig)) from error
+        row = await _statement(parts, appended).one(connection, values)
+    except PostgresError as error:
+        if error.sqlstate in _REFUSALS:
+            raise NotAtOnce(str(error)) from error
         raise
-    return row.left_over or {}
+    return (row and row.left_over) or {}
 
 
 def _expected(assumption: Assumption, appends: Sequence[tuple[Write, Write]]) -> dict[str, object]:
@@ -72,7 +72,7 @@ def _expected(assumption: Assumption, appends: Sequence[tuple[Write, Write]]) ->
 
 
 @lru_cache(maxsize=256)
-def _statement(parts: tuple[Part, ...], appended: tuple[Part, ...]) -> TextClause:
+def _statement(parts: tuple[Part, ...], appended: tuple[Part, ...]) -> Direct:
     """The conditions are looked at one after the other, and each fetches its rows then: that is the order of the locks.
 
     The log's head comes last of all. What is not asked for is written after the conditions. LEFT JOIN, because it reads
@@ -96,8 +96,9 @@ def _statement(parts: tuple[Part, ...], appended: tuple[Part, ...]) -> TextClaus
         ) AS holds, {left_over} AS left_over
         """,  # noqa: S608 - names of our own
     )
-    return statement.bindparams(
-        *(bindparam(name, type_=BigInteger) for name in ("moves", "claims", "known", "appends")),
-        *(bindparam(f"known_{name}", type_=Many(Text)) for name in ("skus", "names", "currencies")),
-        bindparam("known_prices", type_=Many(BigInteger)),
+    return Direct(
+        statement.bindparams(
+            *(bindparam(f"known_{name}", type_=Many(Text)) for name in ("skus", "names", "currencies")),
+            bindparam("known_prices", type_=Many(BigInteger)),
+        )
     )

@@ -45,7 +45,7 @@ class Recorder(GroupCommit[Outcome, bool]):
 
     def __init__(self, db: Database) -> None:
         """A foundation: it outlives the sender."""
-        super().__init__("mail-outcomes", db, _record, _recall)
+        super().__init__("mail-outcomes", db, _record, _recall, at_once=_record)
 
 
 class Sender(Loop):

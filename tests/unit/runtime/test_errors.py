@@ -9,14 +9,17 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 import redis.exceptions as redis_errors
+from asyncpg import DataError, PostgresError
 from redis._parsers.base import BaseParser
 from redis.asyncio import Redis
 from sqlalchemy import Integer, Text, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, StatementError
+from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.types import TypeEngine
 
 from shared.runtime.db import Database
+from shared.runtime.driver import Direct
 from shared.runtime.errors import (
     POSTGRES_STATES,
     REDIS_REPLIES,
@@ -30,6 +33,19 @@ from shared.runtime.errors import (
 )
 from shared.runtime.statements import Many
 from tests.support.servers import free_port
+
+Run = Callable[[AsyncConnection, str], Awaitable[None]]
+
+
+async def _by_sqlalchemy(connection: AsyncConnection, sql: str) -> None:
+    await connection.execute(text(sql))
+
+
+async def _directly(connection: AsyncConnection, sql: str) -> None:
+    await Direct(sql).fetch(connection, {})
+
+
+WAYS = (_by_sqlalchemy, _directly)
 
 # What servers really say, word for word, from the sources of Redis 7 and Valkey.
 REPLIES: dict[str, tuple[str, Action]] = {
@@ -234,26 +250,29 @@ async def test_a_real_server_that_does_not_know_us_needs_somebody_to_look(server
     await server.acl_deluser("reader")
 
 
+@pytest.mark.parametrize("run", WAYS)
 @pytest.mark.parametrize("row", sorted(STATES))
-async def test_a_real_postgres_error_is_known_by_its_state(db: Database, row: str) -> None:
+async def test_a_real_postgres_error_is_known_by_its_state(db: Database, row: str, run: Run) -> None:
     state, action = STATES[row]
 
-    error = await _raised(db, f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$")
+    error = await _raised(db, f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$", run)
 
     assert sqlstate(error) == state
     assert classify(error) is action
     assert is_infrastructure(error)
 
 
+@pytest.mark.parametrize("run", WAYS)
 @pytest.mark.parametrize("state", FAULTS)
-async def test_a_fault_of_the_work_is_not_blamed_on_the_server(db: Database, state: str) -> None:
-    error = await _raised(db, f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$")
+async def test_a_fault_of_the_work_is_not_blamed_on_the_server(db: Database, state: str, run: Run) -> None:
+    error = await _raised(db, f"DO $$ BEGIN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{state}'; END $$", run)
 
     assert classify(error) is Action.UNKNOWN
 
 
-async def test_a_terminated_connection_is_to_be_reconnected(db: Database) -> None:
-    error = await _raised(db, "SELECT pg_terminate_backend(pg_backend_pid())")
+@pytest.mark.parametrize("run", WAYS)
+async def test_a_terminated_connection_is_to_be_reconnected(db: Database, run: Run) -> None:
+    error = await _raised(db, "SELECT pg_terminate_backend(pg_backend_pid())", run)
 
     assert classify(error) is Action.RECONNECT
 
@@ -269,6 +288,17 @@ async def test_an_argument_that_does_not_fit_its_column_is_a_fault_of_the_work(
     with pytest.raises(StatementError) as refusal:
         async with db.transaction() as connection:
             await connection.execute(asked, {"values": [value]})
+
+    assert classify(refusal.value) is Action.UNKNOWN
+
+
+@pytest.mark.parametrize("value", [2**40, "seven"])
+async def test_an_argument_that_the_driver_itself_cannot_send_is_a_fault_of_the_work(
+    db: Database, value: object
+) -> None:
+    with pytest.raises(DataError) as refusal:
+        async with db.transaction() as connection:
+            await Direct("SELECT CAST(:value AS integer)").fetch(connection, {"value": value})
 
     assert classify(refusal.value) is Action.UNKNOWN
 
@@ -305,11 +335,11 @@ async def test_a_full_pool_is_tried_again(database_url: str, monkeypatch: pytest
     await db.close()
 
 
-async def _raised(db: Database, sql: str) -> DBAPIError:
-    with pytest.raises(DBAPIError) as refusal:
+async def _raised(db: Database, sql: str, run: Run) -> Exception:
+    with pytest.raises((DBAPIError, PostgresError)) as refusal:
         async with db.transaction() as connection:
-            await connection.execute(text(sql))
-    return refusal.value
+            await run(connection, sql)
+    return cast("Exception", refusal.value)
 
 
 async def _action(call: Callable[[], Awaitable[Any]]) -> Action:
