@@ -165,8 +165,10 @@ class Theatre:
         """Tell it on a stage of its own; returns what did not hold."""
         async with self._some:
             stage = self._idle.pop() if self._idle else await self._closing.enter_async_context(self._new())
-            complaints = await story(stage)
-            stage.clear()
+            try:
+                complaints = await story(stage)
+            finally:
+                stage.clear()
             if not complaints:
                 self._idle.append(stage)
             return complaints
