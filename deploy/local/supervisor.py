@@ -9,7 +9,7 @@ from deploy.local.files import PidFile
 from deploy.local.process import Process, Program, describe
 
 READY_S = 60.0
-FIRST_PAUSE_S = 0.2
+FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 5.0
 HEALTHY_S = 30.0  # after so long without a death, the next one counts as the first
 
@@ -57,7 +57,7 @@ class Supervisor:
             since = clock()
             code = await process.exited()
             pause = FIRST_PAUSE_S if clock() - since > HEALTHY_S else pause
-            self._say(f"{name} ended with {describe(code)}; starting it again in {pause:.1f} s")
+            self._say(f"{name} ended with {describe(code)}; starting it again in {pause:.2f} s")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_S)
             try:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FRESH_BATCH = 200
-FRESH_LEASE_S = 5.0  # a batch that kills the process is due again after this, one by one
+# A batch that kills the process is due again after this, one by one. The lease only has to last until the work's first
+# statement, which locks the rows; whoever is slower than that is overtaken, and finds nothing to settle.
+FRESH_LEASE_S = 1.0
 FAILED_BATCH = 20
 RESUME_S = 5.0
 

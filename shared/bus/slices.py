@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from shared.runtime.migrations import COMPLETED_BY
+from shared.runtime.statements import COMPLETED_BY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

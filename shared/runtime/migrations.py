@@ -12,15 +12,13 @@ from sqlalchemy import text
 from sqlalchemy.pool import NullPool
 
 from shared.runtime.db import engine_for
+from shared.runtime.statements import COMPLETED_BY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection, MetaData
 
-# In a table's `info`: statements that make it whole, and change nothing where it is. What they make (functions, say) is
-# the code's, not the history's: every upgrade brings it up to date.
-COMPLETED_BY = "completed_by"
 UPGRADE_LOCK = 0x6F72646572  # "order": any constant, the same in every replica that starts at the same time
 
 

@@ -22,7 +22,6 @@ from typing_extensions import override
 from shared.runtime import failpoints, metrics, telemetry
 from shared.runtime.connection import Doorkeeper
 from shared.runtime.errors import ConfigurationError
-from shared.runtime.migrations import revise, upgrade
 from shared.runtime.settings import AnySettings, load, stop
 from shared.runtime.supervision import Loop, http_server, supervise
 
@@ -81,11 +80,17 @@ class Entry(Generic[AnySettings]):
         except ConfigurationError as error:
             stop(str(error))  # one line that says what to do, no stack trace
 
+    # Whoever serves has no use for alembic, and waits a tenth of a second less at every start without it.
+
     async def _migrate(self, settings: AnySettings) -> None:
+        from shared.runtime.migrations import upgrade  # noqa: PLC0415 - see above
+
         url = settings.migrator_database_url or settings.database_url
         await upgrade(url.get_secret_value(), self.migrations)
 
     async def _revise(self, settings: AnySettings) -> None:
+        from shared.runtime.migrations import revise  # noqa: PLC0415 - see above
+
         url = settings.migrator_database_url or settings.database_url
         await revise(url.get_secret_value(), self.migrations)
 

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from sqlalchemy import BindParameter, ColumnElement, Dialect
     from sqlalchemy.types import TypeEngine
 
+# In a table's `info`: statements that make it whole, and change nothing where it is. What they make (functions, say) is
+# the code's, not the history's: every upgrade of a database brings it up to date.
+COMPLETED_BY = "completed_by"
+
 _ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 _PARAMETER = re.compile(r"(?<!:):([a-z_]+)")
 

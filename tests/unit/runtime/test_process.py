@@ -1,5 +1,6 @@
-"""The process of a service says in one line what is wrong with its configuration."""
+"""The process of a service starts without delay, and says in one line what is wrong with its configuration."""
 
+import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -39,3 +40,13 @@ def test_a_command_that_lacks_a_setting_says_so_in_one_line(
 
     assert ended.value.code == EX_CONFIG
     assert capsys.readouterr().err == "configuration: SHOP_SEED_API_KEY is not set\n"
+
+
+@pytest.mark.parametrize("service", ["checkout", "email", "analytics", "warehouse"])
+def test_whoever_serves_does_not_import_what_only_migrations_need(service: str) -> None:
+    """Others wait for each start again of a process that died."""
+    code = f"import sys, services.{service}.__main__; sys.exit('alembic' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (0, "")
