@@ -16,12 +16,11 @@ import structlog
 from typing_extensions import override
 
 from shared.bus.boards import announcement, dropped_of, relay_board, reported, settled_board
-from shared.bus.log import LogGapError, Subscription, without_gap
-from shared.bus.progress import Epoch
+from shared.bus.cursor import Cursor, Taken
+from shared.bus.log import LogGapError, Subscription
 from shared.bus.rewind import disown
 from shared.bus.streams import State, stream_name
 from shared.runtime import metrics
-from shared.runtime.driver import Direct
 from shared.runtime.failpoints import reach
 from shared.runtime.supervision import Loop
 
@@ -48,58 +47,6 @@ FIT = frozenset({State.PUBLISHED, State.FULL})  # the stream is what it should b
 LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
 BOARD_S = 0.1  # how old a report may be: services report four times a second
-
-_LOOK = Direct(
-    """
-    SELECT s.cursor, s.settled, s.epoch, h.position AS head FROM subscriptions s JOIN log_head h USING (partition)
-    WHERE s.service = :service AND s.partition = :partition
-    """
-)
-
-# One round trip: lock the subscription, read the head and the next entries of the window.
-# SKIP LOCKED: another replica's relay holds the row for the length of its pass and does the same work.
-# idle_in_transaction_session_timeout, for this transaction: a relay that sleeps loses the row, so that another goes on.
-# It is as long as a command of Redis may take, and what a sleeper publishes late, the guard refuses.
-# synchronous_commit off, for this transaction: a cursor or a settled that a crash takes back is published or mirrored
-# again, so waiting for the disk would buy nothing.
-_TAKE = Direct(
-    """
-    WITH taken AS (
-        SELECT cursor, settled, epoch, origin, rewound, replay, set_config('synchronous_commit', 'off', true),
-               set_config('idle_in_transaction_session_timeout', '4s', true)
-        FROM subscriptions
-        WHERE service = :service AND partition = :partition
-        FOR UPDATE SKIP LOCKED
-    )
-    SELECT t.cursor, t.settled, t.epoch, t.origin, t.rewound, t.replay, h.position AS head, h.dropped,
-           e.last, e.events
-    FROM taken t
-    JOIN log_head h ON h.partition = :partition
-    CROSS JOIN LATERAL (
-        SELECT max(position) AS last, array_agg(event ORDER BY position) AS events FROM event_log
-        WHERE partition = :partition AND position > t.cursor
-          AND position <= least(t.cursor + :batch, t.settled + :window)
-    ) e
-    """
-)
-_STORE = Direct(
-    """
-    UPDATE subscriptions SET cursor = :cursor, settled = :settled,
-           moved_at = CASE WHEN settled = :settled THEN moved_at ELSE now() END
-    WHERE service = :service AND partition = :partition
-    """
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """A locked subscription, its epoch, the log's head and what it no longer holds, and what is behind the cursor."""
-
-    subscription: Subscription
-    epoch: Epoch
-    head: int
-    dropped: int
-    events: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +95,7 @@ class Relay(Loop):
         self._stream = stream_name(service, partition)
         self._window = window
         self._batch = batch
+        self._cursor = Cursor(service, partition, window, batch)
         self._announced_at = 0.0
         self._whole_at = monotonic()
         self._board: Mapping[str, int] = {}
@@ -181,28 +129,60 @@ class Relay(Loop):
         if not hinted and not await self._something_to_do(board):
             return 0
         await reach("R4")
-        async with self._db.transaction() as connection:
-            taken = await self._take(connection)
-            if taken is None:
-                return 0
-            await reach("R1")
-            if self._log_was_put_back(taken, board):
-                await disown(connection, self._service, self._partition, taken.head)
-                self._announced_at = 0.0
-                return 1
-            done = await self._pass(connection, taken, board)
-            if done.after != done.before:
-                await _STORE.fetch(connection, _row(done.after))
-            # While the row is locked: whoever removes the subscription waits, and what is said here is not said after.
-            await self._announce(taken, anew=done.lost is not None)
-            self._compare(taken, board)
-            await reach("R3")
+        done = None if self._announcement_is_due else await self._go_on(board)
+        done = done or await self._put_right(board)
+        if done is None:
+            return 0
         self._report(done)
         if done.full:
             await asyncio.sleep(FULL_REST_S)
         elif done.published < self._batch:
             await asyncio.sleep(rest_s(done.published))
         return done.published
+
+    async def _go_on(self, board: Mapping[str, int]) -> Pass | None:
+        """The usual pass, which needs no lock: the guard makes a repeat harmless, and the cursor moves only from here.
+
+        None when something is not as usual.
+        """
+        async with self._db.reading() as connection:
+            taken = await self._cursor.read(connection)
+            # A stream that is not there is no loss while nothing was published: only whoever holds the row makes it.
+            if taken is None or not taken.subscription.cursor or self._is_beyond(taken, board):
+                return None
+            await reach("R1")
+            before, events = taken.subscription, self._due(taken, board)
+            now = replace(before, settled=self._mirror(taken, board))
+            answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
+            await reach("R2")
+            if answer is not State.PUBLISHED:
+                return None
+            after = replace(now, cursor=now.cursor + len(events))
+            await reach("R3")
+            if after == before:
+                return Pass(before, after, 0)
+            moved = await self._cursor.advance(connection, taken, after)
+        return Pass(before, after, len(events)) if moved else Pass(before, before, 0)
+
+    async def _put_right(self, board: Mapping[str, int]) -> Pass | None:
+        """A pass that holds the row, so that nobody else rebuilds, removes or rewinds meanwhile."""
+        async with self._db.transaction() as connection:
+            taken = await self._cursor.lock(connection)
+            if taken is None:
+                return None
+            await reach("R1")
+            if self._log_was_put_back(taken, board):
+                await disown(connection, self._service, self._partition, taken.head)
+                self._announced_at = 0.0
+                return Pass(taken.subscription, taken.subscription, 0)
+            done = await self._pass(connection, taken, board)
+            if done.after != done.before:
+                await self._cursor.store(connection, done.after)
+            # While the row is locked: whoever removes the subscription waits, and what is said here is not said after.
+            await self._announce(taken, anew=done.lost is not None)
+            self._compare(taken, board)
+            await reach("R3")
+        return done
 
     async def _reports(self, *, hinted: bool) -> Mapping[str, int]:
         """What the service reports. With every commit there is an event to publish, but rarely a new report."""
@@ -214,7 +194,7 @@ class Relay(Loop):
     async def _something_to_do(self, board: Mapping[str, int]) -> bool:
         """A look without a lock: an idle relay must cost the database next to nothing."""
         async with self._db.reading() as connection:
-            row = await _LOOK.one(connection, self._key())
+            row = await self._cursor.look(connection)
         if row is None:
             return False
         metrics.LOG_HEAD.labels(str(self._partition)).set(row.head)
@@ -225,32 +205,22 @@ class Relay(Loop):
         answer = await self._streams.publish(self._stream, row.settled, row.cursor, row.head, ())
         return answer not in FIT
 
-    async def _take(self, connection: AsyncConnection) -> Taken | None:
-        bounds = {"window": self._window, "batch": self._batch}
-        row = await _TAKE.one(connection, self._key() | bounds)
-        if row is None:
-            return None
-        # The row is the newest there is, the head may be that of a moment ago.
-        head = max(row.head, row.cursor)
-        subscription = Subscription(self._service, self._partition, row.cursor, row.settled)
-        epoch = Epoch(row.epoch, row.origin, row.rewound, row.replay)
-        events = without_gap(self._partition, row.cursor, row.last, row.events)
-        return Taken(subscription, epoch, head, row.dropped, events)
-
     async def _pass(self, connection: AsyncConnection, taken: Taken, board: Mapping[str, int]) -> Pass:
-        before = taken.subscription
-        settled = reported(board, self._partition, taken.epoch.number)
-        now = replace(before, settled=self._mirror(taken, settled or 0))
-        # What comes before the service has forgotten would be forgotten with the rest, and handled a second time.
-        waits = taken.epoch.replay and settled is None
-        events, lost = () if waits else taken.events, None
+        before, events, lost = taken.subscription, self._due(taken, board), None
+        now = replace(before, settled=self._mirror(taken, board))
         answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
         await reach("R2")
+        if answer not in FIT:
+            # Replicas publish and trim without the row, by what was committed and reported since our looks at it.
+            board = await self._streams.board(settled_board(self._service))
+            taken = replace(taken, head=await self._log.head(connection, self._partition))
+            now = replace(before, settled=self._mirror(taken, board))
+            answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
         if answer not in FIT:
             # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The
             # log is read before the stream is dropped: a relay that slept until it lost its lock destroys nothing.
             lost, now = answer, replace(now, cursor=now.settled)
-            limit = 0 if waits else min(self._batch, self._window)
+            limit = 0 if self._waits(taken, board) else min(self._batch, self._window)
             events = await self._log.read(connection, self._partition, now.settled, limit)
             await self._streams.rebuild(self._stream, self._service, now.settled)
             answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
@@ -258,17 +228,28 @@ class Relay(Loop):
         after = replace(now, cursor=now.cursor + published)
         return Pass(before, after, published, lost, full=answer is State.FULL)
 
-    def _mirror(self, taken: Taken, settled: int) -> int:
+    def _due(self, taken: Taken, board: Mapping[str, int]) -> Sequence[str]:
+        return () if self._waits(taken, board) else taken.events
+
+    def _waits(self, taken: Taken, board: Mapping[str, int]) -> bool:
+        """What comes before the service has forgotten would be forgotten with the rest, and handled a second time."""
+        return taken.epoch.replay and reported(board, self._partition, taken.epoch.number) is None
+
+    def _mirror(self, taken: Taken, board: Mapping[str, int]) -> int:
         """Settled only moves forward, and never beyond what was published."""
         known = taken.subscription
+        settled = reported(board, self._partition, taken.epoch.number) or 0
         # A consumer may be ahead of the cursor for one pass: published, but our commit failed.
         return max(known.settled, settled) if settled <= known.cursor else known.settled
 
+    def _is_beyond(self, taken: Taken, board: Mapping[str, int]) -> bool:
+        return (reported(board, self._partition, taken.epoch.number) or 0) > taken.head
+
     def _log_was_put_back(self, taken: Taken, board: Mapping[str, int]) -> bool:
         """Whether the service has settled what the log does not know: then the two are not of the same log."""
-        settled = reported(board, self._partition, taken.epoch.number) or 0
-        if settled <= taken.head:
+        if not self._is_beyond(taken, board):
             return False
+        settled = reported(board, self._partition, taken.epoch.number)
         metrics.REFUSED_SETTLED.labels(self._service).inc()
         log.error("settled report refused: beyond the log", loop=self.name, reported=settled, head=taken.head)
         return True
@@ -323,9 +304,6 @@ class Relay(Loop):
     def _labels(self) -> tuple[str, str]:
         return self._service, str(self._partition)
 
-    def _key(self) -> dict[str, int | str]:
-        return {"service": self._service, "partition": self._partition}
-
 
 def rest_s(published: int) -> float:
     """How long to rest after a pass, so that commits can gather: every commit wakes every relay.
@@ -334,15 +312,6 @@ def rest_s(published: int) -> float:
     services behind it save by taking more at once, and nobody waits for them.
     """
     return min(LONGEST_REST_S, REST_S + published * REST_PER_EVENT_S)
-
-
-def _row(subscription: Subscription) -> dict[str, int | str]:
-    return {
-        "service": subscription.service,
-        "partition": subscription.partition,
-        "cursor": subscription.cursor,
-        "settled": subscription.settled,
-    }
 
 
 def _span(done: Pass) -> dict[str, int]:

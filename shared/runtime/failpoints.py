@@ -12,7 +12,7 @@ C4  the provider has answered, nothing of it is recorded
 C5  COMMIT took place, its answer is lost on the way
 C6  the outcome is committed, nobody is told
 
-R1  the relay has locked the subscription and read the log
+R1  the relay has read the log (and locked the subscription, when something is not as usual)
 R2  the stream has the events, Redis' answer is lost on the way
 R3  the events are published, the cursor is not committed
 R4  what the service reports as settled is read, not mirrored
