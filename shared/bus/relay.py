@@ -129,8 +129,11 @@ class Relay(Loop):
         if not hinted and not await self._something_to_do(board):
             return 0
         await reach("R4")
-        done = None if self._announcement_is_due else await self._go_on(board)
-        done = done or await self._put_right(board)
+        # Each stands in for the other: what is not as usual needs the row, and a peer may sleep with the row in hand.
+        first, second = self._go_on, self._put_right
+        if self._announcement_is_due:
+            first, second = second, first
+        done = await first(board) or await second(board)
         if done is None:
             return 0
         self._report(done)
@@ -165,7 +168,7 @@ class Relay(Loop):
         return Pass(before, after, len(events)) if moved else Pass(before, before, 0)
 
     async def _put_right(self, board: Mapping[str, int]) -> Pass | None:
-        """A pass that holds the row, so that nobody else rebuilds, removes or rewinds meanwhile."""
+        """A pass that holds the row: nobody else rebuilds, removes or rewinds meanwhile. None if a peer has it."""
         async with self._db.transaction() as connection:
             taken = await self._cursor.lock(connection)
             if taken is None:

@@ -68,6 +68,23 @@ async def test_nobody_waits_for_a_relay_that_sleeps_in_a_usual_pass(
     await everything_is_there_once(world)
 
 
+async def test_nobody_waits_for_a_relay_that_sleeps_with_the_row_in_hand(
+    world: World, sleeper: Relay, sleepy: SleepyStreams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sleeper, "_announced_at", float("-inf"))  # so it takes the row
+    sleepy.sleeps_before = True
+    sleeping = asyncio.create_task(publish(world, sleeper, 5))
+    await sleepy.asleep.wait()
+
+    await publish(world, world.relay(), 5)  # it would take the row too: it has announced nothing yet
+    assert await world.redis.xlen(STREAM) == 20
+    assert await cursor(world) == 10
+    sleepy.awake.set()
+    await sleeping
+
+    await everything_is_there_once(world)
+
+
 async def test_a_subscription_that_was_rewound_meanwhile_stays_so(
     world: World, sleeper: Relay, sleepy: SleepyStreams
 ) -> None:
