@@ -13,7 +13,7 @@ import pytest
 from tests.support.invariants import violations
 from tests.support.platform import Platform, until
 
-pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @cache

@@ -9,7 +9,7 @@ import pytest_asyncio
 from tests.support.overload import Crowd
 from tests.support.platform import Platform, fetch
 
-pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(600)]
 
 
 @pytest_asyncio.fixture(scope="module")

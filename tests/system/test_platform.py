@@ -17,7 +17,7 @@ from deploy.local.ports import is_free
 from deploy.local.settings import PORTS
 from tests.support.platform import NAMES, ROOT, URLS, Platform, all_ready, fetch, free_base, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from redis.asyncio import Redis
 
 from tests.support.platform import URLS, Platform, all_ready, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 CARD = "4242424242424242"
 SPACED = "4242 4242 4242 4242"

@@ -11,7 +11,7 @@ from tests.support.invariants import facts, violations
 from tests.support.load import History, open_loop, order_body
 from tests.support.platform import NAMES, Platform, all_ready, until
 
-pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(600)]
 
 Fault = Callable[[], Awaitable[None]]
 

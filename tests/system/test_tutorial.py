@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 
 from tests.support.platform import ROOT, Platform, fetch, free_base, until
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 PAGE = ROOT / "docs" / "tutorials" / "a-new-service.md"
 NEEDED = ("services", "shared", "deploy", "Makefile", "pyproject.toml", "requirements.in", "requirements.lock")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 import pytest_asyncio
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from typing_extensions import override
 
 from shared.bus.relay import Relay
@@ -82,6 +83,23 @@ async def test_nobody_waits_for_a_relay_that_sleeps_with_the_row_in_hand(
     sleepy.awake.set()
     await sleeping
 
+    await everything_is_there_once(world)
+
+
+async def test_a_relay_that_slept_until_it_lost_its_lock_destroys_nothing_when_it_wakes(
+    world: World, sleepy: SleepyStreams
+) -> None:
+    sleepy.sleeps_before = True
+    sleeping = asyncio.create_task(publish(world, Relay(world.db, world.log, sleepy, SERVICE, 0), 1))
+    await sleepy.asleep.wait()
+
+    await lose_transactions(world)  # what idle_in_transaction_session_timeout does to who sleeps
+    await publish(world, world.relay(), 9)
+    sleepy.awake.set()
+    with pytest.raises(DBAPIError):
+        await sleeping
+
+    assert await world.redis.xlen(STREAM) == 10
     await everything_is_there_once(world)
 
 
@@ -171,3 +189,9 @@ async def everything_is_there_once(world: World) -> None:
 
 async def cursor(world: World) -> int:
     return await world.scalar("SELECT cursor FROM subscriptions")
+
+
+async def lose_transactions(world: World) -> None:
+    async with world.db.reading() as connection:
+        sleeping = "FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
+        await connection.execute(text(f"SELECT pg_terminate_backend(pid) {sleeping}"))

@@ -18,7 +18,7 @@ from tests.support.servers import NewDatabase
 SOON_S = 30.0
 PARTITIONS = 8
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -1,18 +1,11 @@
 """Who takes up what a dead, stopped or sleeping consumer left open."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 import pytest
-import pytest_asyncio
-from sqlalchemy import text
-from sqlalchemy.exc import DBAPIError
-from typing_extensions import override
 
 from shared.bus.consumer import PartitionConsumer
-from shared.bus.relay import Relay
-from shared.bus.streams import RedisStreams, State
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 
 
@@ -103,49 +96,6 @@ async def test_a_name_that_still_has_something_open_is_never_forgotten(world: Wo
     assert (await world.redis.xpending(STREAM, SERVICE))["pending"] == 1
 
 
-class DozingStreams(RedisStreams):
-    """Falls asleep before its first publish."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, "dozing")
-        self.asleep, self.awake = asyncio.Event(), asyncio.Event()
-
-    @override
-    async def publish(self, stream: str, settled: int, cursor: int, head: int, events: Sequence[str]) -> State:
-        self.asleep.set()
-        await self.awake.wait()
-        return await super().publish(stream, settled, cursor, head, events)
-
-
-@pytest_asyncio.fixture
-async def dozing(redis_url: str) -> AsyncIterator[DozingStreams]:
-    streams = DozingStreams(redis_url)
-    yield streams
-    await streams.close()
-
-
-async def test_a_relay_that_slept_until_it_lost_its_lock_destroys_nothing_when_it_wakes(
-    world: World, dozing: DozingStreams
-) -> None:
-    sleeper = Relay(world.db, world.log, dozing, SERVICE, 0)
-    await world.append(event())
-    sleeper.wake()
-    sleeping = asyncio.create_task(sleeper.run_once())
-    await dozing.asleep.wait()
-
-    await lose_transactions(world)  # what idle_in_transaction_session_timeout does to who sleeps
-    await world.append(*(event() for _ in range(9)))
-    await until(lambda: published(world, 10))
-    dozing.awake.set()
-    with pytest.raises(DBAPIError):
-        await sleeping
-
-    assert await world.redis.xlen(STREAM) == 10
-    world.start_service()
-    await until(lambda: done(world, 10))
-    assert await world.effects() == (10, 10)
-
-
 async def test_a_consumer_with_nothing_open_is_forgotten_when_it_stops(world: World) -> None:
     world.start(world.relay())
     world.start_service("short-lived")
@@ -187,17 +137,6 @@ async def forgotten(world: World, left: set[str]) -> bool:
 
 async def refuse(arrivals: object) -> None:
     raise ConnectionRefusedError(arrivals)
-
-
-async def lose_transactions(world: World) -> None:
-    async with world.db.reading() as connection:
-        sleeping = "FROM pg_stat_activity WHERE state = 'idle in transaction' AND datname = current_database()"
-        await connection.execute(text(f"SELECT pg_terminate_backend(pid) {sleeping}"))
-
-
-async def published(world: World, count: int) -> bool:
-    await world.relay().run_once()
-    return int(await world.redis.xlen(STREAM)) == count
 
 
 async def done(world: World, count: int) -> bool:

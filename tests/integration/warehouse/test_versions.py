@@ -169,7 +169,7 @@ def of_the_next_major() -> dict[str, Any]:
     return completed() | {"dataschema": "urn:orderstream:schema:order.completed/2"}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_what_the_older_version_does_not_know_waits_for_the_newer_one_and_nothing_else_does(
     fleet: Fleet, tmp_path: Path
 ) -> None:

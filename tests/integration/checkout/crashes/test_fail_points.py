@@ -81,7 +81,7 @@ async def test_a_process_that_stands_still_longer_than_its_lease_is_overtaken_an
     assert await play(story, MOMENTS) == {}
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(600)
 async def test_a_second_death_during_the_recovery_from_the_first_loses_and_doubles_nothing(play: Play) -> None:
     async def story(stage: Stage, pair: str) -> list[str]:
         first, second = pair.split()
