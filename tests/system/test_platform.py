@@ -158,13 +158,14 @@ def test_down_leaves_no_process_and_keeps_the_data(platform: Platform) -> None:
     assert (platform.run_dir / "postgres" / "PG_VERSION").exists()
 
 
+@pytest.mark.alone
 async def test_ctrl_c_ends_what_runs_in_the_foreground(folder: Platform) -> None:
     folder.do("down")
     command = [sys.executable, "-m", "deploy.local", "run"]
     foreground = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=folder.environment(), stdout=subprocess.PIPE, start_new_session=True
     )
-    await until(lambda: _exists(folder.run_dir / "env"))
+    await until(lambda: _exists(folder.run_dir / "env"), timeout_s=100)
 
     # As a terminal does it: to the whole foreground process group.
     os.killpg(foreground.pid, signal.SIGINT)

@@ -67,6 +67,7 @@ async def test_a_database_that_takes_no_more_connections_costs_an_honest_answer_
     assert await theatre.tell(story) == []
 
 
+@pytest.mark.alone
 async def test_a_network_that_swallows_everything_is_noticed_in_time_and_forgotten_when_it_is_over(
     theatre: Theatre,
 ) -> None:
