@@ -82,7 +82,7 @@ test: install ## Run the whole test suite; ARGS="-k idempotency -x" is passed on
 ifdef ARGS
 	@$(PY) -m pytest $(ARGS)
 else
-	@$(PY) -m pytest --quiet --numprocesses 3 --dist loadfile -m "not alone and not slow"
+	@$(PY) -m pytest --quiet --numprocesses 2 --dist loadfile -m "not alone and not slow"
 	@$(PY) -m pytest -m "alone and not slow"
 endif
 
