@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -127,11 +127,13 @@ _RECORD = Direct(
     delays=Double, errors=Text,
 )  # fmt: skip
 
-_EXPIRE = text(
+_EXPIRE = Direct(
     """
     UPDATE messages SET status = 'queued', next_attempt_at = now(), lease_owner = NULL, lease_until = NULL
-    WHERE status = 'sending' AND (lease_until < now() OR lease_owner = :owner)
-    """
+    WHERE status = 'sending' AND (lease_until < now() OR lease_owner = :owner AND id <> ALL (:held))
+    RETURNING id
+    """,
+    held=Text,
 )
 
 _QUEUE_STATE = text(
@@ -252,9 +254,12 @@ async def is_recorded(connection: AsyncConnection, outcome: Outcome) -> bool:
     return (await connection.execute(found)).first() is not None
 
 
-async def expire(connection: AsyncConnection, owner: str | None = None) -> int:
-    """Queue again what lost its sender: leases that ran out, and those that `owner` left behind."""
-    return (await connection.execute(_EXPIRE, {"owner": owner})).rowcount
+async def expire(connection: AsyncConnection, owner: str | None = None, held: Collection[str] = ()) -> int:
+    """Queue again what lost its sender: leases that ran out, and those of `owner` who does not know of them.
+
+    `held` are the mails that it knows of. Returns how many were queued.
+    """
+    return len(await _EXPIRE.fetch(connection, {"owner": owner, "held": [*held]}))
 
 
 async def queue_state(connection: AsyncConnection) -> QueueState:

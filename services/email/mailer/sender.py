@@ -78,6 +78,7 @@ class Sender(Loop):
         self._connections = connections
         self._allowance = Allowance(max_rate)
         self._hands: deque[tuple[Letter, float]] = deque()
+        self._held: set[str] = set()  # ids of the mails that are in the hands or in work
         self._workers: set[asyncio.Task[None]] = set()
         self._recovered = False
         self._expired_at = 0.0
@@ -119,11 +120,17 @@ class Sender(Loop):
         limit = 1 if state == "half-open" else self._allowance.most(room)
         if not limit:
             return 0
-        async with self._db.reading() as connection:
-            letters = await store.take(connection, self._owner, limit, LEASE_S)
+        try:
+            async with self._db.reading() as connection:
+                letters = await store.take(connection, self._owner, limit, LEASE_S)
+        except Exception:
+            # If only the answer was lost, mails are leased that nobody holds.
+            self._recovered = False
+            raise
         self._allowance.spend(len(letters))
         now = monotonic()
         self._hands.extend((letter, now) for letter in letters)
+        self._held.update(letter.id for letter in letters)
         return len(letters)
 
     async def _work(self) -> None:
@@ -134,8 +141,10 @@ class Sender(Loop):
             try:
                 await self._process(letter, taken_at)
             except Exception as error:  # noqa: BLE001 - one letter must not end the worker
-                # The letter keeps its lease and is taken again when that runs out.
+                # The letter keeps its lease, and counts as held, until that runs out.
                 self.failed(error)
+            else:
+                self._held.discard(letter.id)
 
     async def _process(self, letter: Letter, taken_at: float) -> None:
         if monotonic() - taken_at > LONGEST_WAIT_S or self.breaker.state == "open":
@@ -193,13 +202,13 @@ class Sender(Loop):
         await self._record(decide(letter, Verdict.OUTAGE, ""), taken_at)
 
     async def _expire(self) -> None:
-        """Queue again what dead senders left behind; at the start also what this one's forerunner did."""
+        """Queue again what dead senders left; after a start or a lost answer also what this one does not hold."""
         if self._recovered and monotonic() - self._expired_at < EXPIRE_S:
             return
         async with self._db.reading() as connection:
-            found = await store.expire(connection, None if self._recovered else self._owner)
+            found = await store.expire(connection, None if self._recovered else self._owner, self._held)
         if found:
-            log.warning("mails taken up again whose sender died", mails=found)
+            log.warning("mails taken up again that nobody held", mails=found)
         self._recovered, self._expired_at = True, monotonic()
 
 

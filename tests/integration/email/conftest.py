@@ -92,10 +92,10 @@ class World:
         self.now += seconds
         await self.execute("UPDATE messages SET next_attempt_at = now() - interval '1 second' WHERE status = 'queued'")
 
-    def new_sender(self, owner: str = "test") -> Sender:
-        """Another sender on the same queue."""
+    def new_sender(self, owner: str = "test", db: Database | None = None) -> Sender:
+        """Another sender on the same queue, over a link of its own if there is a `db`."""
         sender = Sender(
-            self.db,
+            db or self.db,
             Letters(self.settings.from_address, self.settings.from_name),
             Smtp(self.settings),
             self.recorder,

@@ -9,7 +9,9 @@ import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
+import asyncpg
 import pytest
+from sqlalchemy import make_url
 
 from deploy.local.mail.faults import Faults, Step
 from services.email.mailer import smtp as smtp_module
@@ -21,6 +23,7 @@ from shared.runtime import failpoints
 from shared.runtime.db import Database
 from tests.integration.email.conftest import World
 from tests.support.orders import Order
+from tests.support.proxy import proxy_to
 from tests.support.servers import free_port
 
 LATER, FOREVER, OUTAGE, OURS = "queued 1", "failed 1", "queued 0", "queued 0 misconfigured"
@@ -140,6 +143,33 @@ async def test_a_sender_that_dies_at_each_moment_is_followed_up(world: World, mi
     assert sender.exitcode == failpoints.EXIT_STATUS
     assert await world.messages("status") == [("sending",)]
     await arrives(world, copies=COPIES[point])  # the same replica, started again
+
+
+async def test_a_taking_whose_answer_is_lost_delays_its_mails_for_a_moment_and_doubles_none(
+    world: World, migrated: str
+) -> None:
+    """Committed, but nobody holds what was taken; what the same sender holds besides must not be taken for that."""
+    server = make_url(migrated)
+    async with proxy_to(server.host or "", server.port or 0) as proxy:
+        link = Database(server.set(port=proxy.port).render_as_string(hide_password=False), "test", 2)
+        world.sender = world.new_sender("a-cut-off-sender", link)
+        await world.deliver(Order().completed())
+        world.mailbox.faults.set(Faults(greeting_delay_ms=500))
+        await world.sender.run_once()
+        await world.deliver(Order().completed())
+        lost = proxy.drop_reply(b"a-cut-off-sender")
+        with pytest.raises(asyncpg.PostgresConnectionError):
+            await world.sender.run_once()
+        assert lost.is_set()
+        in_hand_and_lost = await world.messages("status")
+
+        await world.send()
+        await world.sender.settle()
+        await link.close()
+
+    assert in_hand_and_lost == [("sending",), ("sending",)]
+    assert await world.messages("status") == [("sent",), ("sent",)]
+    assert len(world.mailbox.mails()) == 2
 
 
 async def arrives(world: World, copies: int) -> None:
