@@ -81,10 +81,19 @@ class Connection(SMTP):
         text = status if isinstance(status, str) else status.decode()
         delay_ms = self._faults.active.greeting_delay_ms
         if delay_ms and text.startswith("220 "):
-            await asyncio.sleep(delay_ms / 1000)
+            await self._hesitate(delay_ms / 1000)
         await super().push(text)
         if text.startswith("421 ") and self.transport is not None:
             self.transport.close()
+
+    async def _hesitate(self, seconds: float) -> None:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            # The client has left. aiosmtpd hangs up in answer only from its first command on.
+            if self.transport is not None:
+                self.transport.close()
+            raise
 
     @override
     async def smtp_DATA(self, arg: str | None) -> None:
