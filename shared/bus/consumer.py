@@ -41,6 +41,7 @@ STUCK_S = 3.0  # settled has not moved for so long although there is more in the
 ADVANCE_LIMIT = 50_000
 CONTROL_S = 0.5
 FORGET_AT_ONCE = 10_000
+LONGEST_ABSENCE_S = 0.25  # below the longest rest of a relay after a loss
 
 
 class Gate:
@@ -156,7 +157,8 @@ class PartitionConsumer(Loop):
         if classify(error) is Action.REBUILD:
             log.warning("stream or group is gone, taking it up again", loop=self.name, error=str(error)[:100])
             self._losses += 1
-            return min(1.0, 0.05 * 2.0 ** min(self._losses, 8))  # the relay needs a moment to make it anew
+            # The relay needs a moment to make it anew; where it is gone again soon, whoever sleeps long misses it.
+            return min(LONGEST_ABSENCE_S, 0.05 * 2.0 ** min(self._losses, 8))
         return super().failed(error)
 
     @override

@@ -43,6 +43,8 @@ REST_PER_EVENT_S = 0.003
 LONGEST_REST_S = 0.25
 GAP_S = 5.0
 FULL_REST_S = 0.5  # a full Redis gets room when consumers get on, not by being asked
+LOSS_REST_S = 0.05  # doubles with every loss before which nobody got on
+LONGEST_LOSS_REST_S = 1.0  # four times as long as a consumer that found no stream waits, so that the two meet
 FIT = frozenset({State.PUBLISHED, State.FULL})  # the stream is what it should be
 LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
 POLL_S = 0.1  # how soon a relay sees what another replica of checkout appended
@@ -102,6 +104,8 @@ class Relay(Loop):
         self._board_read_at = float("-inf")
         self._hinted = False
         self._failing = False
+        self._losses = 0
+        self._reached = (0, 0)
         self.full = False
         self.lack: Lack | None = None
 
@@ -137,10 +141,7 @@ class Relay(Loop):
         if done is None:
             return 0
         self._report(done)
-        if done.full:
-            await asyncio.sleep(FULL_REST_S)
-        elif done.published < self._batch:
-            await asyncio.sleep(rest_s(done.published))
+        await asyncio.sleep(self._rest_s(done))
         return done.published
 
     async def _go_on(self, board: Mapping[str, int]) -> Pass | None:
@@ -187,6 +188,18 @@ class Relay(Loop):
             await reach("R3")
         return done
 
+    def _rest_s(self, done: Pass) -> float:
+        if done.full:
+            return FULL_REST_S
+        if done.after.settled > done.before.settled:
+            self._losses = 0
+        if done.lost and done.published:
+            # Where a Redis without room evicts the stream for its next entries, consumers need the time to read what
+            # there is: published again at once and gone again, it would never reach anybody.
+            self._losses += 1
+            return min(LONGEST_LOSS_REST_S, LOSS_REST_S * 2.0 ** min(self._losses - 1, 8))
+        return rest_s(done.published) if done.published < self._batch else 0.0
+
     async def _reports(self, *, hinted: bool) -> Mapping[str, int]:
         """What the service reports. With every commit there is an event to publish, but rarely a new report."""
         if not hinted or monotonic() - self._board_read_at > BOARD_S:
@@ -210,6 +223,7 @@ class Relay(Loop):
 
     async def _pass(self, connection: AsyncConnection, taken: Taken, board: Mapping[str, int]) -> Pass:
         before, events, lost = taken.subscription, self._due(taken, board), None
+        self._reached = max(self._reached, (taken.epoch.number, before.cursor))
         now = replace(before, settled=self._mirror(taken, board))
         answer = await self._streams.publish(self._stream, now.settled, now.cursor, taken.head, events)
         await reach("R2")
@@ -222,7 +236,8 @@ class Relay(Loop):
         if answer not in FIT:
             # Retransmission: everything that is not settled comes again, and consumers drop what they have done. The
             # log is read before the stream is dropped: a relay that slept until it lost its lock destroys nothing.
-            lost, now = answer, replace(now, cursor=now.settled)
+            settled = self._mirror(taken, board, again=True)
+            lost, now = answer, replace(now, settled=settled, cursor=settled)
             limit = 0 if self._waits(taken, board) else min(self._batch, self._window)
             events = await self._log.read(connection, self._partition, now.settled, limit)
             await self._streams.rebuild(self._stream, self._service, now.settled)
@@ -238,12 +253,17 @@ class Relay(Loop):
         """What comes before the service has forgotten would be forgotten with the rest, and handled a second time."""
         return taken.epoch.replay and reported(board, self._partition, taken.epoch.number) is None
 
-    def _mirror(self, taken: Taken, board: Mapping[str, int]) -> int:
-        """Settled only moves forward, and never beyond what was published."""
+    def _mirror(self, taken: Taken, board: Mapping[str, int], *, again: bool = False) -> int:
+        """Settled only moves forward, and never beyond what was published; if `again`, before the last loss too.
+
+        That loss set the cursor back, but the service may settle what it had read before. If it did not count at the
+        next loss, a Redis that never has room for so much would hold the two apart for ever.
+        """
         known = taken.subscription
         settled = reported(board, self._partition, taken.epoch.number) or 0
-        # A consumer may be ahead of the cursor for one pass: published, but our commit failed.
-        return max(known.settled, settled) if settled <= known.cursor else known.settled
+        epoch, reached = self._reached
+        published = max(known.cursor, reached) if again and epoch == taken.epoch.number else known.cursor
+        return max(known.settled, settled) if settled <= published else known.settled
 
     def _is_beyond(self, taken: Taken, board: Mapping[str, int]) -> bool:
         return (reported(board, self._partition, taken.epoch.number) or 0) > taken.head

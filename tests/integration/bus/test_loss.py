@@ -8,6 +8,10 @@ import pytest
 
 from shared.bus.boards import relay_board, settled_board
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
+from tests.integration.bus.flowing import comes_to_rest, rebuilds
+
+BATCH = 50
+MOST_REBUILDS = 60  # a relay that published again at once would come to a hundred a second
 
 Loss = Callable[[World], Awaitable[object]]
 
@@ -93,6 +97,47 @@ async def test_a_loss_while_the_service_is_down_costs_nothing(world: World, loss
     await until(lambda: settled_up_to(world, 50))
 
     assert await world.effects() == (50, 50)
+
+
+async def test_a_redis_that_has_room_for_one_batch_only_brings_everything_batch_by_batch(world: World) -> None:
+    """It evicts the stream for the entries that would make it longer, again and again."""
+
+    async def evict() -> None:
+        while narrow:
+            if await world.redis.xlen(STREAM) > BATCH:
+                await world.redis.delete(STREAM)
+            await asyncio.sleep(0)
+
+    await world.append(*(event() for _ in range(6 * BATCH)))
+    narrow, before = True, rebuilds()
+    evicting = asyncio.create_task(evict())
+    world.start(world.relay(batch=BATCH))
+    world.start_service()
+
+    await comes_to_rest(world)
+    narrow = False
+    await evicting
+    assert rebuilds() - before < MOST_REBUILDS
+
+
+async def test_what_was_settled_from_before_a_loss_counts_at_the_next(world: World) -> None:
+    """The first loss sets the cursor back below what the service has read; it cannot catch up with the service."""
+    relay = world.relay(batch=BATCH)
+    await world.append(*(event() for _ in range(2 * BATCH)))
+    await relay.run_once()
+    await relay.run_once()
+    await world.redis.delete(STREAM)
+    await relay.run_once()
+    set_back = await published(world, BATCH)
+
+    epoch = await world.scalar("SELECT epoch FROM subscriptions")
+    await world.redis.hset(settled_board(SERVICE), mapping={"0": str(2 * BATCH), "epoch:0": epoch})
+    await world.redis.delete(STREAM)
+    await relay.run_once()
+
+    assert set_back
+    assert await world.settled() == 2 * BATCH
+    assert await published(world, 2 * BATCH)
 
 
 async def test_entries_that_a_deleted_consumer_held_are_taken_up(world: World) -> None:
