@@ -53,7 +53,8 @@ class Bucket:
         if used_s <= 0:
             return ((b"ratelimit", b'"key";r=%d;t=0' % self.quota.burst), self._policy)
         left = int((self._depth_s - used_s) / self._step_s)
-        return ((b"ratelimit", b'"key";r=%d;t=%d' % (left, ceil(used_s))), self._policy)
+        full_in_s = ceil(round(used_s, 3))  # of 100 s, added to now and taken off again, 100.00000000001 may remain
+        return ((b"ratelimit", b'"key";r=%d;t=%d' % (left, full_in_s)), self._policy)
 
 
 class Limits:

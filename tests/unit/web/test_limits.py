@@ -106,3 +106,13 @@ def test_keys_that_are_not_used_any_more_are_forgotten_and_those_that_are_stay_l
 
     assert len(of_all._buckets) == 2
     assert of_all.take("busy", Quota(rate=0.1, burst=1))[0] > 0
+
+
+def test_what_a_client_is_told_does_not_depend_on_how_long_the_machine_is_up() -> None:
+    """Seconds since the machine started, as floats: some take a little more away than was added."""
+    for up_s in range(1_000):
+        now = up_s * 10 + 0.1
+        bucket = Bucket(Quota(rate=0.01, burst=2))
+        bucket.take(now)
+
+        assert dict(bucket.headers(now))[b"ratelimit"] == b'"key";r=1;t=100'
