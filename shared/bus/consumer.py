@@ -41,7 +41,8 @@ STUCK_S = 3.0  # settled has not moved for so long although there is more in the
 ADVANCE_LIMIT = 50_000
 CONTROL_S = 0.5
 FORGET_AT_ONCE = 10_000
-LONGEST_ABSENCE_S = 0.25  # below the longest rest of a relay after a loss
+# The relay makes a stream anew in a moment; where it is soon gone again, whoever sleeps long misses it.
+ABSENCE_S = 0.25
 
 
 class Gate:
@@ -125,7 +126,6 @@ class PartitionConsumer(Loop):
         self._claim_idle_ms = int(claim_idle_s * 1000)
         self._recovered = False
         self._swept_at = 0.0
-        self._losses = 0
         self._ahead: Batch | None = None
 
     @override
@@ -156,9 +156,7 @@ class PartitionConsumer(Loop):
             return self.paused_s
         if classify(error) is Action.REBUILD:
             log.warning("stream or group is gone, taking it up again", loop=self.name, error=str(error)[:100])
-            self._losses += 1
-            # The relay needs a moment to make it anew; where it is gone again soon, whoever sleeps long misses it.
-            return min(LONGEST_ABSENCE_S, 0.05 * 2.0 ** min(self._losses, 8))
+            return ABSENCE_S
         return super().failed(error)
 
     @override
@@ -195,7 +193,6 @@ class PartitionConsumer(Loop):
         await reach("K1")
         await self._deliverer.settle(batch.deliveries)
         self._gate.success()
-        self._losses = 0
         await self._acknowledge(batch.entries)
 
     async def _recover(self) -> bool:
