@@ -43,7 +43,7 @@ REST_PER_EVENT_S = 0.003
 LONGEST_REST_S = 0.25
 GAP_S = 5.0
 FULL_REST_S = 0.5  # a full Redis gets room when consumers get on, not by being asked
-LOSS_REST_S = 0.05  # doubles with every loss before which nobody got on
+LOSS_REST_S = 0.05  # doubles with every loss
 LONGEST_LOSS_REST_S = 1.0  # far longer than a consumer waits that found no stream, so that the two meet
 FIT = frozenset({State.PUBLISHED, State.FULL})  # the stream is what it should be
 LACKING_AFTER_S = 10.0  # an old report may stand on the board for a second: Redis fell back, or a peer was slow
@@ -104,8 +104,8 @@ class Relay(Loop):
         self._board_read_at = float("-inf")
         self._hinted = False
         self._failing = False
-        self._losses = 0
-        self._reached = (0, 0)
+        self._losses = 0  # since the service last got on
+        self._reached = (0, 0)  # an epoch, and how far it was published when the stream was last put right
         self.full = False
         self.lack: Lack | None = None
 
@@ -141,7 +141,7 @@ class Relay(Loop):
         if done is None:
             return 0
         self._report(done)
-        await asyncio.sleep(self._rest_s(done))
+        await asyncio.sleep(self._rest_after(done))
         return done.published
 
     async def _go_on(self, board: Mapping[str, int]) -> Pass | None:
@@ -188,15 +188,12 @@ class Relay(Loop):
             await reach("R3")
         return done
 
-    def _rest_s(self, done: Pass) -> float:
+    def _rest_after(self, done: Pass) -> float:
         if done.full:
             return FULL_REST_S
-        if done.after.settled > done.before.settled:
-            self._losses = 0
         if done.lost and done.published:
             # Where a Redis without room evicts the stream for its next entries, consumers need the time to read what
             # there is: published again at once and gone again, it would never reach anybody.
-            self._losses += 1
             return min(LONGEST_LOSS_REST_S, LOSS_REST_S * 2.0 ** min(self._losses - 1, 8))
         return rest_s(done.published) if done.published < self._batch else 0.0
 
@@ -295,7 +292,10 @@ class Relay(Loop):
 
     def _report(self, done: Pass) -> None:
         labels = self._labels
+        if done.after.settled > done.before.settled:
+            self._losses = 0
         if done.lost:
+            self._losses += bool(done.published)
             metrics.REBUILDS.labels(*labels, done.lost).inc()
             log.warning("stream rebuilt", loop=self.name, reason=done.lost, **_span(done))
         if done.full != self.full:

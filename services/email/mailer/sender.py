@@ -120,13 +120,10 @@ class Sender(Loop):
         limit = 1 if state == "half-open" else self._allowance.most(room)
         if not limit:
             return 0
-        try:
-            async with self._db.reading() as connection:
-                letters = await store.take(connection, self._owner, limit, LEASE_S)
-        except Exception:
-            # If only the answer was lost, mails are leased that nobody holds.
-            self._recovered = False
-            raise
+        self._recovered = False  # until the answer is here: if only that is lost, mails are leased that nobody holds
+        async with self._db.reading() as connection:
+            letters = await store.take(connection, self._owner, limit, LEASE_S)
+        self._recovered = True
         self._allowance.spend(len(letters))
         now = monotonic()
         self._hands.extend((letter, now) for letter in letters)
