@@ -136,6 +136,7 @@ async def test_a_new_service_gets_all_of_history_once_and_goes_on_and_goes_away(
         await until(lambda: holds(platform, before | after))
         points = await loyalty(platform, f"/v1/points/{CUSTOMER}")
         deliveries = await fetch(database(platform), "SELECT count(*), count(DISTINCT subject) FROM deliveries")
+        await until(lambda: settled(platform, 37))
         rewound = await somebody.follow("A mistake in the handler")
         await until(lambda: replayed(platform))
         env = platform.env
@@ -195,6 +196,12 @@ async def loyalty(platform: Platform, path: str) -> Any:
 async def holds(platform: Platform, wanted: set[str]) -> bool:
     rows = await fetch(database(platform), "SELECT order_id FROM points")
     return len(rows) == len(wanted) + 2 and {row[0] for row in rows} >= wanted
+
+
+async def settled(platform: Platform, events: int) -> bool:
+    """Checkout knows what the ledger has: that is told a moment later, and it is what a rewind counts."""
+    found = await fetch(checkout(platform), "SELECT settled FROM subscriptions WHERE service = 'loyalty'")
+    return found == [(events,)]
 
 
 async def replayed(platform: Platform) -> bool:
