@@ -18,6 +18,7 @@ from shared.bus.retrier import Retrier
 from shared.bus.streams import RedisStreams
 from shared.runtime.db import Database
 from shared.runtime.process import Service
+from shared.runtime.rehearsal import Rehearsal
 from shared.web import ops
 from shared.web.app import create_app
 from shared.web.auth import SettingsKeys
@@ -75,7 +76,8 @@ async def build(settings: EmailSettings, stack: AsyncExitStack) -> Service:
 
 
 def _bus(settings: EmailSettings, db: Database, streams: RedisStreams) -> Bus:
-    deliverer = Deliverer(db, handlers(settings.domain))
+    rehearsal = Rehearsal(settings.database_url.get_secret_value(), f"{NAME}-{settings.consumer_name}-rehearsal")
+    deliverer = Deliverer(db, handlers(settings.domain), rehearsal=rehearsal)
     gate = Gate(deliverer)
     consumer = Consumer(NAME, settings.consumer_name, streams, deliverer, gate, settings.claim_idle_s)
     retention = LedgerRetention(db, settings.retention_s, streams, NAME)

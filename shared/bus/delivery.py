@@ -21,17 +21,19 @@ from shared.bus.arrivals import IMPOSTOR, Arrival, Delivery, Event, Sorter, as_i
 from shared.bus.ledger import FEW, Ledger, Recorded, Row, State
 from shared.bus.retry import Backoff, Brake
 from shared.runtime import metrics
-from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, is_infrastructure, timed_out
+from shared.runtime.errors import CommitUnknown, DeadEvent, Outage, ProcessKilled, is_infrastructure, timed_out
 from shared.runtime.failpoints import reach
 from shared.runtime.supervision import brief
 
 if TYPE_CHECKING:
     from shared.runtime.db import Database
+    from shared.runtime.rehearsal import Rehearsal
 
 log = structlog.get_logger()
 
 OUTAGE_PROBE_S = 5.0
 BRAKED_S = 60.0
+KILLS = "kills the process that handles it"
 
 
 # A handler gets neighbouring events of its types (one or several in the dictionary) in log order, and writes their
@@ -45,13 +47,23 @@ class Deliverer:
     """Brings events to the handlers of one service, exactly once each."""
 
     def __init__(
-        self, db: Database, handlers: Handlers, backoff: Backoff | None = None, brake: Brake | None = None
+        self,
+        db: Database,
+        handlers: Handlers,
+        backoff: Backoff | None = None,
+        brake: Brake | None = None,
+        rehearsal: Rehearsal | None = None,
     ) -> None:
-        """`handlers` is the service's dictionary from event type to handler."""
+        """`handlers` is the service's dictionary from event type to handler.
+
+        With a `rehearsal`, what may kill the process is tried in a child of it first.
+        """
         self.db = db
         self.ledger = Ledger()
         self.backoff = backoff or Backoff()
         self.brake = brake or Brake()
+        self.on_due: Callable[[], None] = lambda: None  # called when there is something to retry at once
+        self._rehearsal = rehearsal
         self._handlers = handlers
         self._sorter = Sorter(handlers)
 
@@ -85,6 +97,7 @@ class Deliverer:
         if batch := self.sort(arrivals):
             due = [_as_due(delivery) if delivery.event else delivery for delivery in batch]
             await self.db.run(lambda connection: self._record_due(connection, due))
+            self.on_due()
 
     async def retry(self, rows: Sequence[Row]) -> None:
         """Run rows that were taken from the ledger; their attempt is counted already."""
@@ -96,12 +109,29 @@ class Deliverer:
         for row in (d.row for d in runnable if self.backoff.exhausted(d.row.attempts - 1)):
             await self._die(row, row.last_error or "the process died each time it handled this event")
         if alive := [d for d in runnable if not self.backoff.exhausted(d.row.attempts - 1)]:
-            await self._attempt(alive, self._retry_in)
+            await self._try(alive)
 
     def knows(self, event_id: UUID, raw: str) -> bool:
         """Whether this version of the code can read the parked event (it is resumed when it can)."""
         found = self._sorter.one(Arrival(0, 0, raw))
         return found.row.state is not State.PARKED and found.is_of(event_id)
+
+    async def _try(self, batch: Sequence[Delivery]) -> None:
+        """Halve what kills a process until the culprit stands alone; whoever is not with it gets through at once."""
+        death = await self._death_of(batch)
+        if death is None:
+            await self._attempt(batch, self._retry_in)
+        elif len(batch) == 1:
+            await self._blame(batch[0], ProcessKilled(f"{KILLS}: {death}"))
+        else:
+            middle = len(batch) // 2
+            await self._try(batch[:middle])
+            await self._try(batch[middle:])
+
+    async def _death_of(self, batch: Sequence[Delivery]) -> str | None:
+        if self._rehearsal is None or not any(map(_suspect, batch)):
+            return None
+        return await self._rehearsal.death_of(lambda connection: self._retry_in(connection, batch))
 
     async def _attempt(
         self,
@@ -255,6 +285,12 @@ class Deliverer:
 
 def _as_due(delivery: Delivery) -> Delivery:
     return delivery._replace(row=delivery.kept(state=State.RETRYING, attempts=0, delay_s=0.0))
+
+
+def _suspect(delivery: Delivery) -> bool:
+    """Whether this one may have killed a process: it was in the hands of one that died, or of nobody yet."""
+    row = delivery.row
+    return row.attempts == 1 or not row.last_error or KILLS in row.last_error
 
 
 def _behind(delivery: Delivery) -> Delivery:

@@ -230,7 +230,7 @@ _TAKE = text(
         WHERE state = 'retrying' AND next_attempt_at <= now() AND (attempts = 0) = :fresh
         ORDER BY next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING event_id, partition, position, type, subject, order_version, attempts, event
+    RETURNING event_id, partition, position, type, subject, order_version, attempts, event, last_error
     """
 ).bindparams(bindparam("lease_s", type_=Double))
 
@@ -320,7 +320,7 @@ class Ledger:
         return [
             Row(
                 row.event_id, row.partition, row.position, row.type, row.subject, row.order_version,
-                State.RETRYING, row.attempts, row.event,
+                State.RETRYING, row.attempts, row.event, row.last_error,
             )
             for row in rows
         ]  # fmt: skip

@@ -41,6 +41,7 @@ class Retrier(Loop):
         self._deliverer = deliverer
         self._gate = gate
         self._resumed_at = float("-inf")
+        deliverer.on_due = self.wake
 
     @override
     async def run_once(self) -> int:

@@ -3,6 +3,7 @@
 OrderstreamError
 ├── ConfigurationError   a setting is missing or wrong: the process stops with one line
 ├── DeadEvent            this event can never be handled: no retry
+├── ProcessKilled        this event ends the process that handles it: retry, in a process of its own
 ├── Outage               a dependency of the handler is down: pause, spend no attempt
 └── CommitUnknown        the answer to COMMIT was lost and reading back did not settle it
 """
@@ -29,6 +30,10 @@ class ConfigurationError(OrderstreamError):
 
 class DeadEvent(OrderstreamError):
     """Raised by a handler for an event that can never work; it goes to the dead letters at once."""
+
+
+class ProcessKilled(OrderstreamError):
+    """An event ended the process that handled it."""
 
 
 class Outage(OrderstreamError):

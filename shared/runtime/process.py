@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-# A batch of 500 events makes 10,000 objects that need no collector. At the default of 700 it looks for cycles among
-# them all the time, which takes a seventh of the CPU; leaked cycles now wait for some hundred batches.
-GC_THRESHOLD = (50_000, 20, 100)
 BACKLOG = 2048  # connections that the kernel holds while the event loop is busy
 
 
@@ -99,7 +96,6 @@ class Entry(Generic[AnySettings]):
         async with AsyncExitStack() as stack:
             failpoints.arm(failpoints.parse(os.environ.get(failpoints.VARIABLE, "")))
             service = await self.build(settings, stack)
-            gc.set_threshold(*GC_THRESHOLD)
             gc.freeze()  # what exists now lives as long as the process: the collector need not look at it again
             log.info("serving", host=settings.host, port=settings.port)
             await supervise(

@@ -15,6 +15,7 @@ from shared.bus.retrier import Retrier
 from shared.bus.streams import RedisStreams
 from shared.runtime.db import Database
 from shared.runtime.process import Service
+from shared.runtime.rehearsal import Rehearsal
 from shared.web import ops
 from shared.web.app import create_app
 from shared.web.auth import SettingsKeys
@@ -45,7 +46,8 @@ def consuming_service(
     stack.push_async_callback(db.close)
     streams = RedisStreams(settings.redis_url.get_secret_value(), itself)
     stack.push_async_callback(streams.close)
-    deliverer = Deliverer(db, handlers)
+    rehearsal = Rehearsal(settings.database_url.get_secret_value(), f"{itself}-rehearsal")
+    deliverer = Deliverer(db, handlers, rehearsal=rehearsal)
     gate = Gate(deliverer)
     consumer = Consumer(name, settings.consumer_name, streams, deliverer, gate, settings.claim_idle_s)
     retention = LedgerRetention(db, settings.retention_s, streams, name)

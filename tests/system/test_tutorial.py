@@ -5,10 +5,8 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
-import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,11 +19,11 @@ import pytest
 from redis.asyncio import Redis
 
 from tests.support.platform import ROOT, Platform, fetch, free_base, until
+from tests.support.working_copy import working_copy
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 PAGE = ROOT / "docs" / "tutorials" / "a-new-service.md"
-NEEDED = ("services", "shared", "deploy", "Makefile", "pyproject.toml", "requirements.in", "requirements.lock")
 CUSTOMER = "tutorial@example.com"
 END = "the block is done"
 
@@ -99,28 +97,6 @@ async def reader(folder: Path, platform: Platform) -> AsyncIterator[Reader]:
         with contextlib.suppress(ProcessLookupError):  # a shell whose command failed has ended
             os.killpg(shell.pid, signal.SIGKILL)
         await shell.wait()
-
-
-def working_copy(folder: Path) -> Path:
-    """The project in a folder of its own, with what is installed here: the page writes into it."""
-    copy = folder / "orderstream"
-    copy.mkdir()
-    for name in NEEDED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name)
-        else:
-            shutil.copy(source, copy / name)
-    venv = copy / ".venv"
-    venv.mkdir()
-    for part in ("bin", "lib", "pyvenv.cfg"):
-        (venv / part).symlink_to(Path(sys.prefix) / part)
-    lock = (copy / "requirements.lock").read_bytes()
-    cksum = shutil.which("cksum")
-    assert cksum
-    stamp = subprocess.run([cksum], input=lock, capture_output=True, check=True).stdout.decode().strip()
-    (venv / "installed").write_text(f"{stamp} {copy}\n")
-    return copy
 
 
 async def test_a_new_service_gets_all_of_history_once_and_goes_on_and_goes_away(tmp_path: Path) -> None:

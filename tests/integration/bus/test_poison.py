@@ -1,4 +1,4 @@
-"""Events that can never work, and what they cost the others: a few transactions, or a restart."""
+"""Events that can never work, and what they cost the others: a few transactions, or one restart."""
 
 import asyncio
 import math
@@ -10,6 +10,7 @@ from typing import TypeVar
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from typing_extensions import override
 
 from shared.bus import retrier as retrier_module
 from shared.bus.arrivals import Event
@@ -18,6 +19,7 @@ from shared.bus.delivery import Deliverer
 from shared.bus.retry import Backoff
 from shared.contracts.envelope import Envelope
 from shared.contracts.orders import ORDER_COMPLETED
+from shared.runtime.rehearsal import Rehearsal, Work
 from shared.runtime.supervision import Loop
 from tests.integration.bus.conftest import World, event, until
 from tests.integration.bus.test_delivery import arrivals
@@ -96,7 +98,36 @@ async def test_an_event_that_always_takes_too_long_costs_those_who_come_later_on
     assert timeouts <= 1 + 1 + 2  # in the first batch, in the second, and alone, where the first time proves nothing
 
 
-async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_others_wait_for_few_restarts(
+async def test_an_event_that_kills_the_process_takes_one_with_it_and_is_dead_in_the_end(world: World) -> None:
+    """What may have killed a process is rehearsed in a child before another one handles it."""
+    rehearsal = rehearsed(world)
+    poison, *neighbours = [event() for _ in range(101)]
+    world.handling.failing[poison.subject] = Killed()  # type: ignore[assignment]
+    await publish(world, *neighbours[:50], poison, *neighbours[50:])
+
+    assert await dies(world)
+    await publish(world, event())  # one more comes while nobody is there
+    assert not await dies(world)
+
+    assert await world.states() == {"dead": 1, "done": len(neighbours) + 1}
+    assert await world.effects() == (len(neighbours) + 1, len(neighbours) + 1)
+    assert await world.scalar("SELECT count(*) FROM deliveries WHERE last_error LIKE '%kills the process%exit status%'")
+    # The whole, then both halves each time, then once for each attempt that is left.
+    assert rehearsal.plays <= 1 + 2 * math.ceil(math.log2(101)) + world.deliverer.backoff.retries
+
+
+async def test_an_error_is_rehearsed_once_and_then_known_to_be_one(world: World) -> None:
+    rehearsal = rehearsed(world)
+    failing, *others = [event() for _ in range(5)]
+    world.handling.failing[failing.subject] = RuntimeError("never works")
+    await world.deliverer.hand_over(arrivals(failing, *others))
+    await until(partial(at_rest, world))
+
+    assert await world.states() == {"dead": 1, "done": len(others)}
+    assert rehearsal.plays == 1
+
+
+async def test_where_nothing_is_rehearsed_others_wait_for_few_restarts(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each life ends in the middle of a transaction, as the OOM killer would end it."""
@@ -123,6 +154,26 @@ async def test_an_event_that_kills_the_process_is_dead_in_the_end_and_others_wai
 
 class Killed(BaseException):
     """Ends the process; no handler of errors sees it."""
+
+
+class Counted(Rehearsal):
+    """Counts how often a child was needed."""
+
+    plays = 0
+
+    @override
+    async def death_of(self, work: Work) -> str | None:
+        self.plays += 1
+        return await super().death_of(work)
+
+
+def rehearsed(world: World) -> Counted:
+    """Let the world rehearse, as services do."""
+    rehearsal = Counted(world.db.engine.url.render_as_string(hide_password=False), "rehearsal")
+    world.deliverer = Deliverer(
+        world.db, {ORDER_COMPLETED: world.handling}, Backoff(base_s=0.05, retries=3), rehearsal=rehearsal
+    )
+    return rehearsal
 
 
 async def dies(world: World) -> bool:

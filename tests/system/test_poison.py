@@ -1,0 +1,102 @@
+"""An order that kills the warehouse's process, while others come in at a steady rate."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import structlog
+
+from tests.support.load import open_loop, order_body
+from tests.support.platform import Platform, fetch, free_base, until
+from tests.support.working_copy import working_copy
+
+pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(300)]
+
+log = structlog.get_logger()
+
+RATE = 50  # orders a second
+COUNT = 600
+POISON = 400  # the number of the customer who kills; a plain kill comes long before
+BESIDES_S = 1.0  # what finding the culprit may take on a slow machine, when the process is back
+HANDLER = "async def receive(connection: AsyncConnection, events: Sequence[Event]) -> None:\n"
+KILLER = f"""    if any(event.data.customer.email == "customer{POISON}@example.com" for event in events):
+        import ctypes
+        ctypes.string_at(0)
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of an order in the warehouse."""
+
+    state: str
+    error: str
+    seconds: float | None  # from the order to its effect
+
+
+async def test_it_takes_one_process_with_it_and_the_others_wait_as_for_any_restart(tmp_path: Path) -> None:
+    folder = poisoned(tmp_path)
+    platform = Platform(tmp_path / "run", free_base())
+    try:
+        started = platform.do("up", PYTHONPATH=str(folder))
+        assert started.returncode == 0, started.stdout + started.stderr
+        url, api_key = platform.env["CHECKOUT_URL"], platform.env["API_KEY"]
+        history, _ = await asyncio.gather(
+            open_loop(url, api_key, order_body(), rate=RATE, count=COUNT), kill_after(platform, COUNT // 4 / RATE)
+        )
+        await until(lambda: all_but_one_done(platform))
+        rows = await ledger(platform)
+        deaths = (platform.run_dir / "logs" / "launcher.log").read_text().count("warehouse ended with")
+    finally:
+        platform.do("reset", PYTHONPATH=str(folder))
+
+    assert history.statuses == {201: COUNT}
+    assert deaths == 1 + 1
+    [culprit] = [row for row in rows if row.error]
+    assert culprit.state == "retrying"
+    assert "kills the process that handles it: SIGSEGV" in culprit.error
+    killed, poisoned_s = slowest(rows[: COUNT // 2]), slowest(rows[COUNT // 2 :])
+    log.info("the slowest order", beside_a_kill=killed, beside_a_killer=poisoned_s)
+    assert poisoned_s < killed + BESIDES_S
+
+
+def poisoned(folder: Path) -> Path:
+    """A copy of the project whose warehouse cannot bear one customer."""
+    copy = working_copy(folder)
+    handlers = copy / "services" / "warehouse" / "handlers.py"
+    code = handlers.read_text()
+    assert HANDLER in code
+    handlers.write_text(code.replace(HANDLER, HANDLER + KILLER))
+    return copy
+
+
+async def kill_after(platform: Platform, seconds: float) -> None:
+    await asyncio.sleep(seconds)
+    platform.kill("warehouse")
+
+
+async def all_but_one_done(platform: Platform) -> bool:
+    found = await fetch(warehouse(platform), "SELECT count(*) FROM deliveries WHERE state = 'done'")
+    return found == [(COUNT - 1,)]
+
+
+async def ledger(platform: Platform) -> list[Row]:
+    """What became of each order, in the order of the log."""
+    found = await fetch(
+        warehouse(platform),
+        """
+        SELECT d.state, coalesce(d.last_error, ''), extract(epoch FROM d.settled_at - f.ordered_at)::float
+        FROM deliveries d LEFT JOIN fulfilments f ON f.order_id = d.subject ORDER BY d.position
+        """,
+    )
+    return [Row(*row) for row in found]
+
+
+def slowest(rows: Sequence[Row]) -> float:
+    return max(row.seconds for row in rows if row.seconds is not None)
+
+
+def warehouse(platform: Platform) -> str:
+    return platform.env["POSTGRES_URL"].rpartition("/")[0] + "/warehouse"
