@@ -77,8 +77,9 @@ REDIS_REPLIES: dict[str, Action] = {
 }
 
 # Redis before 7 wraps what a command inside a script answered: "Error running script (call to f_…): @user_script:20:
-# WRONGTYPE Operation against …", and what it was not even let do: "… @user_script:20: @user_script: 20: -READONLY …"
-_INSIDE_SCRIPT = re.compile(r"^Error running script .*@user_script: ?\d+: -?([A-Z]+) ")
+# WRONGTYPE Operation against …", and what it was not even let do: "… @user_script:20: @user_script: 20: -READONLY …".
+# Only the second half of that is left when the script gets the error itself, with `pcall`, and hands it on.
+_INSIDE_SCRIPT = re.compile(r"^(?:Error running script .*)?@user_script: ?\d+: -?([A-Z]+) ")
 
 # SQLSTATE (or its class) -> what to do. https://www.postgresql.org/docs/current/errcodes-appendix.html
 POSTGRES_STATES: dict[str, Action] = {

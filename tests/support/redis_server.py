@@ -117,10 +117,10 @@ async def address_of(server: RedisServer) -> AsyncIterator[Address]:
 
 
 @asynccontextmanager
-async def redis_server(*, durable: bool = False) -> AsyncIterator[RedisServer]:
-    """One that runs, in a folder of its own."""
-    with tempfile.TemporaryDirectory(prefix="orderstream-redis-") as folder:
-        server = RedisServer(Path(folder) / "data", durable)
+async def redis_server(*, durable: bool = False, folder: Path | None = None) -> AsyncIterator[RedisServer]:
+    """One that runs, in a folder of its own below `folder`."""
+    with tempfile.TemporaryDirectory(prefix="orderstream-redis-", dir=folder) as own:
+        server = RedisServer(Path(own) / "data", durable)
         await server.start()
         try:
             yield server

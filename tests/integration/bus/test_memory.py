@@ -1,8 +1,10 @@
 """Redis runs out of room: it refuses, or throws away what nobody has read yet. Both end by themselves."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -14,6 +16,7 @@ from tests.support.redis_server import RedisServer, redis_server
 from tests.support.servers import NewDatabase
 
 ROOM_BYTES = 400_000
+DISK_BYTES, LEFT_BYTES = 20_000_000, 500_000
 
 
 @dataclass
@@ -78,6 +81,42 @@ async def test_a_disk_on_which_nothing_can_be_saved_stops_nobody_for_longer_than
 
         await flow.resumes()
         await flow.more(100)
+
+
+async def test_a_disk_that_is_full_stops_nobody_for_longer_than_that(
+    new_database: NewDatabase, small_disk: Path
+) -> None:
+    """Redis cannot append what it is told, and refuses every write, readers' too, until there is room again."""
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(DISK_BYTES - LEFT_BYTES))
+    async with redis_server(durable=True, folder=small_disk) as server, world_over(
+        await new_database(), server.url
+    ) as world:  # fmt: skip
+        world.start(world.relay(batch=50))
+        world.start_service()
+        async with flowing(world) as flow:
+            await until(lambda: appends(server, "err"))
+            await flow.more(200)
+            ballast.unlink()
+
+            await flow.resumes()
+            await until(lambda: appends(server, "ok"))
+            await flow.more(100)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk that is quickly filled."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk that is small enough to be filled")
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)  # noqa: S607
+
+
+async def appends(server: RedisServer, status: str) -> bool:
+    found: str = (await server.redis.info("persistence"))["aof_last_write_status"]
+    return found == status
 
 
 async def has_evicted(server: RedisServer, keys: int) -> bool:

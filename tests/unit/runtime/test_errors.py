@@ -126,20 +126,26 @@ def test_a_redis_reply_is_known_in_the_class_that_the_client_makes_of_it(word: s
     assert is_infrastructure(error)
 
 
-REFUSED, FAILED = "@user_script:20: @user_script: 20: -", "@user_script:20: "
+RUNNING = "ERR Error running script (call to f_1a2b): "
+REFUSED, FAILED, CAUGHT = (
+    f"{RUNNING}@user_script:20: @user_script: 20: -",
+    f"{RUNNING}@user_script:20: ",
+    "@user_script: 20: -",
+)
 
 
 @pytest.mark.parametrize(
     ("word", "wrapping"),
     [
         *((word, REFUSED) for word in ("READONLY", "OOM", "MISCONF", "NOREPLICAS")),
+        *((word, CAUGHT) for word in ("READONLY", "OOM", "MISCONF", "NOREPLICAS")),
         *((word, FAILED) for word in ("WRONGTYPE", "NOGROUP")),
     ],
 )
 def test_a_reply_inside_a_script_is_known_in_the_words_in_which_redis_6_wraps_it(word: str, wrapping: str) -> None:
     reply, action = REPLIES[word]
 
-    error = _as_raised(f"ERR Error running script (call to f_1a2b): {wrapping}{reply}")
+    error = _as_raised(f"{wrapping}{reply}")
 
     assert classify(error) is action
 
