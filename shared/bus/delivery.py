@@ -27,7 +27,7 @@ from shared.runtime.supervision import brief
 
 if TYPE_CHECKING:
     from shared.runtime.db import Database
-    from shared.runtime.rehearsal import Rehearsal
+    from shared.runtime.rehearsal import Rehearsal, Work
 
 log = structlog.get_logger()
 
@@ -62,7 +62,6 @@ class Deliverer:
         self.ledger = Ledger()
         self.backoff = backoff or Backoff()
         self.brake = brake or Brake()
-        self.on_due: Callable[[], None] = lambda: None  # called when there is something to retry at once
         self._rehearsal = rehearsal
         self._handlers = handlers
         self._sorter = Sorter(handlers)
@@ -97,7 +96,6 @@ class Deliverer:
         if batch := self.sort(arrivals):
             due = [_as_due(delivery) if delivery.event else delivery for delivery in batch]
             await self.db.run(lambda connection: self._record_due(connection, due))
-            self.on_due()
 
     async def retry(self, rows: Sequence[Row]) -> None:
         """Run rows that were taken from the ledger; their attempt is counted already."""
@@ -117,21 +115,32 @@ class Deliverer:
         return found.row.state is not State.PARKED and found.is_of(event_id)
 
     async def _try(self, batch: Sequence[Delivery]) -> None:
-        """Halve what kills a process until the culprit stands alone; whoever is not with it gets through at once."""
-        death = await self._death_of(batch)
-        if death is None:
-            await self._attempt(batch, self._retry_in)
-        elif len(batch) == 1:
-            await self._blame(batch[0], ProcessKilled(f"{KILLS}: {death}"))
-        else:
-            middle = len(batch) // 2
-            await self._try(batch[:middle])
-            await self._try(batch[middle:])
+        """In earnest only what a child has survived. In a batch, an error hides what would come after it."""
+        if self._rehearsal and any(map(_suspect, batch)):
+            whole = await self._rehearsal.play([self._retrying(batch)])
+            if whole.too_long and len(batch) > 1:
+                return  # they come again one by one
+            if whole.ended < whole.begun and len(batch) > 1:
+                await self._try_one_by_one(batch, self._rehearsal)
+                return
+            if whole.death:
+                await self._blame(batch[0], ProcessKilled(f"{KILLS}: {whole.death}"))
+                return
+        await self._attempt(batch, self._retry_in)
 
-    async def _death_of(self, batch: Sequence[Delivery]) -> str | None:
-        if self._rehearsal is None or not any(map(_suspect, batch)):
-            return None
-        return await self._rehearsal.death_of(lambda connection: self._retry_in(connection, batch))
+    async def _try_one_by_one(self, batch: Sequence[Delivery], rehearsal: Rehearsal) -> None:
+        while batch:
+            played = await rehearsal.play([self._retrying([one]) for one in batch])
+            survivors = batch[: played.begun - 1] if played.death else batch
+            for one in survivors:  # also here: together they may be too much
+                await self._attempt([one], self._retry_in)
+            if not played.death or played.too_long:
+                return
+            await self._blame(batch[len(survivors)], ProcessKilled(f"{KILLS}: {played.death}"))
+            batch = batch[played.begun :]
+
+    def _retrying(self, batch: Sequence[Delivery]) -> Work:
+        return lambda connection: self._retry_in(connection, batch)
 
     async def _attempt(
         self,
@@ -251,7 +260,8 @@ class Deliverer:
 
         async def write(connection: AsyncConnection) -> None:
             for row in rows:
-                await self.ledger.fail(connection, row, State.RETRYING, error, OUTAGE_PROBE_S, counted=False)
+                known = row.last_error if KILLS in (row.last_error or "") else None
+                await self.ledger.fail(connection, row, State.RETRYING, known or error, OUTAGE_PROBE_S, counted=False)
 
         await self.db.run(write)
 
@@ -288,7 +298,7 @@ def _as_due(delivery: Delivery) -> Delivery:
 
 
 def _suspect(delivery: Delivery) -> bool:
-    """Whether this one may have killed a process: it was in the hands of one that died, or of nobody yet."""
+    """Whether this one may kill a process: nobody has tried it yet, or its last attempt left no error, or that one."""
     row = delivery.row
     return row.attempts == 1 or not row.last_error or KILLS in row.last_error
 

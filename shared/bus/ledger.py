@@ -221,16 +221,18 @@ _ANYTHING_OPEN = text(
     """
 )
 
-# Attempts are counted before the work: an event that kills the process has used one up each time.
+# Attempts are counted before the work: an event that kills the process has used one up each time, and left no error.
 _TAKE = text(
     """
-    UPDATE deliveries SET attempts = attempts + 1, next_attempt_at = now() + :lease_s * interval '1 second'
-    WHERE event_id IN (
-        SELECT event_id FROM deliveries
+    WITH due AS MATERIALIZED (
+        SELECT event_id, last_error FROM deliveries
         WHERE state = 'retrying' AND next_attempt_at <= now() AND (attempts = 0) = :fresh
         ORDER BY next_attempt_at LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING event_id, partition, position, type, subject, order_version, attempts, event, last_error
+    UPDATE deliveries d
+    SET attempts = attempts + 1, last_error = NULL, next_attempt_at = now() + :lease_s * interval '1 second'
+    FROM due WHERE d.event_id = due.event_id
+    RETURNING d.event_id, partition, position, type, subject, order_version, attempts, event, due.last_error
     """
 ).bindparams(bindparam("lease_s", type_=Double))
 
@@ -315,7 +317,10 @@ class Ledger:
         return bool((await connection.execute(_ANYTHING_OPEN)).scalar_one())
 
     async def take(self, connection: AsyncConnection, *, fresh: bool, lease_s: float, limit: int) -> list[Row]:
-        """Take due rows, counting the attempt: those never tried (`fresh`), or those that failed before."""
+        """Take due rows, counting the attempt: those never tried (`fresh`), or those that failed before.
+
+        They come with the error of the attempt before; in the table it gives way to that of this one.
+        """
         rows = await connection.execute(_TAKE, {"fresh": fresh, "lease_s": lease_s, "limit": limit})
         return [
             Row(

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 FRESH_BATCH = 200
-# A batch that kills the process is due again after this, one by one. The lease only has to last until the work's first
-# statement, which locks the rows; whoever is slower than that is overtaken, and finds nothing to settle.
+# A batch that kills the process is due again after this, one by one. The lease only has to last until the first
+# statement of the rehearsal or the work, which locks the rows. Whoever is slower, or between the two, may be overtaken
+# by a peer, and finds nothing to settle then.
 FRESH_LEASE_S = 1.0
 FAILED_BATCH = 20
 RESUME_S = 5.0
@@ -41,7 +42,6 @@ class Retrier(Loop):
         self._deliverer = deliverer
         self._gate = gate
         self._resumed_at = float("-inf")
-        deliverer.on_due = self.wake
 
     @override
     async def run_once(self) -> int:
@@ -64,6 +64,7 @@ class Retrier(Loop):
     async def _retry_failed(self) -> int:
         done = 0
         while done < FAILED_BATCH:
+            self.beat()  # each of them may take as long as a batch
             # The longest delay of the next attempt as lease: if this one kills the process, the row simply becomes due.
             lease = self._deliverer.backoff.base_s
             rows = await self._take(fresh=False, lease_s=lease, limit=1)

@@ -10,21 +10,33 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
+import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.runtime.db import Database
 
+log = structlog.get_logger()
+
 COMPUTING_S = 5.0  # of the processor: whoever needs more keeps everything else in its process from going on
-LONGEST_S = 20  # longer than any batch may take
-READY = b"ready"
-# What somebody else wanted, or our own patience: it says nothing about the work.
-_NO_VERDICT = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM}
+LONGEST_S = 15  # longer than any batch may take
+BEGUN, ENDED = b"<", b">"
+# What somebody else wanted: it says nothing about the work.
+_STOPPED = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
 Work = Callable[[AsyncConnection], Awaitable[object]]
+
+
+class Played(NamedTuple):
+    """What became of a rehearsal of some works: how many were begun, how many of them ended without an error."""
+
+    begun: int = 0
+    ended: int = 0
+    death: str | None = None  # how the work that was begun last ended its process, such as `SIGSEGV`
+    too_long: bool = False  # all together took too long: that was the death, and it may be nobody's fault
 
 
 class Rehearsal:
@@ -35,49 +47,73 @@ class Rehearsal:
         self._database_url = database_url
         self._application_name = application_name
 
-    async def death_of(self, work: Work) -> str | None:
-        """How the child ended that did `work`, such as `SIGSEGV` or `exit status 70`; None if it survived.
+    async def play(self, works: Sequence[Work]) -> Played:
+        """Let a child do the works, one after the other, each in a transaction that is rolled back.
 
-        An error of the work is no death. None as well when nobody can tell: the database was away, or somebody stopped
-        the child. What `work` writes over the connection that it is given is rolled back.
+        An error of a work is no death, and the next one follows. Nothing is begun when there is no child, or it does
+        not reach the database.
         """
-        reading, writing = os.pipe()
-        child = os.fork()
-        if not child:
-            self._play(work, writing)
-        os.close(writing)
         try:
-            begun = await _all_of(reading)
+            return await self._play(works)
+        except OSError as error:
+            log.warning("no child to rehearse in", error=str(error))
+            return Played()
+
+    async def _play(self, works: Sequence[Work]) -> Played:
+        reading, writing = os.pipe()
+        try:
+            child = os.fork()
+        except OSError:
+            os.close(reading)
+            raise
+        else:
+            if not child:
+                self._act(works, writing)
+        finally:
+            os.close(writing)
+        try:
+            told = await _all_of(reading)
         except BaseException:
             os.kill(child, signal.SIGKILL)
             raise
         finally:
             # Its end of the pipe is closed: it is gone, or about to be.
             _, status = os.waitpid(child, 0)  # noqa: ASYNC222
-        return _verdict(os.waitstatus_to_exitcode(status)) if begun else None
+        return _played(told.count(BEGUN), told.count(ENDED), os.waitstatus_to_exitcode(status))
 
-    def _play(self, work: Work, writing: int) -> NoReturn:
+    def _act(self, works: Sequence[Work], writing: int) -> NoReturn:
         """All that the child does. It never returns to the event loop that it was forked in."""
         status = 1
         try:
             _let_go_of_inherited(writing)
             _limit()
-            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop).run(self._try(work, writing))
+            asyncio.Runner(loop_factory=asyncio.SelectorEventLoop).run(self._do(works, writing))
             status = 0
         finally:
             os._exit(status)
 
-    async def _try(self, work: Work, writing: int) -> None:
+    async def _do(self, works: Sequence[Work], writing: int) -> None:
         db = Database(self._database_url, self._application_name, 1)
-        with contextlib.suppress(Exception):  # who does the work in earnest will meet it, and knows what to do
-            async with db.transaction() as connection:
-                os.write(writing, READY)
-                await work(connection)
-                raise _Undone
+        with contextlib.suppress(Exception):
+            await db.ping()
+            for work in works:
+                signal.setitimer(signal.ITIMER_VIRTUAL, COMPUTING_S)
+                os.write(writing, BEGUN)
+                # Errors are for whoever does the work in earnest, and will meet them.
+                with contextlib.suppress(Exception):
+                    await _undone(db, work)
+                    os.write(writing, ENDED)
 
 
 class _Undone(Exception):
     """Rolls back what was only a rehearsal."""
+
+
+async def _undone(db: Database, work: Work) -> None:
+    with contextlib.suppress(_Undone):
+        async with db.transaction() as connection:
+            await work(connection)
+            raise _Undone
 
 
 def _let_go_of_inherited(writing: int) -> None:
@@ -98,11 +134,10 @@ def _let_go_of_inherited(writing: int) -> None:
 def _limit() -> None:
     """Die by default, before the parent if memory is short, and not too late."""
     signal.set_wakeup_fd(-1)
-    for stop in (*_NO_VERDICT, signal.SIGVTALRM):
-        signal.signal(stop, signal.SIG_DFL)
+    for number in (*_STOPPED, signal.SIGALRM, signal.SIGVTALRM):
+        signal.signal(number, signal.SIG_DFL)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-    signal.setitimer(signal.ITIMER_VIRTUAL, COMPUTING_S)
     signal.alarm(LONGEST_S)
 
 
@@ -118,9 +153,14 @@ async def _all_of(reading: int) -> bytes:
         transport.close()
 
 
-def _verdict(code: int) -> str | None:
-    if code == 0 or -code in _NO_VERDICT:
-        return None
+def _played(begun: int, ended: int, code: int) -> Played:
+    if code == 0:
+        return Played(begun, ended)
+    if not begun or -code in _STOPPED:
+        log.warning("a rehearsal was of no use", begun=begun, exit_status=code)
+        return Played()
+    if -code == signal.SIGALRM:
+        return Played(begun, ended, f"{LONGEST_S} s without an end", too_long=True)
     if -code == signal.SIGVTALRM:
-        return f"{COMPUTING_S:g} s of computing"
-    return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+        return Played(begun, ended, f"{COMPUTING_S:g} s of computing")
+    return Played(begun, ended, signal.Signals(-code).name if code < 0 else f"exit status {code}")

@@ -2,11 +2,13 @@
 
 import asyncio
 import ctypes
+import errno
 import os
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from time import monotonic
 
 import psutil
@@ -18,15 +20,18 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.runtime import rehearsal as rehearsal_module
 from shared.runtime.db import Database
-from shared.runtime.rehearsal import Rehearsal
+from shared.runtime.rehearsal import Played, Rehearsal
+
+LIVED = Played(1, 1)
 
 
 @pytest_asyncio.fixture
 async def db(database_url: str) -> AsyncIterator[Database]:
+    """A sequence tells what a table that was rolled back does not: that somebody was there."""
     db = Database(database_url, "test-rehearsal", 1)
     async with db.transaction() as connection:
         await connection.execute(text("DROP TABLE IF EXISTS played"))
-        await connection.execute(text("CREATE TABLE played (pid int)"))
+        await connection.execute(text("CREATE TABLE played (number serial, pid int)"))
     yield db
     await db.close()
 
@@ -37,24 +42,27 @@ def rehearsal(database_url: str) -> Rehearsal:
 
 
 async def play(connection: AsyncConnection) -> None:
-    await connection.execute(text("INSERT INTO played VALUES (:pid)"), {"pid": os.getpid()})
+    await connection.execute(text("INSERT INTO played (pid) VALUES (:pid)"), {"pid": os.getpid()})
 
 
 async def test_what_lives_is_undone_and_the_connections_here_still_work(db: Database, rehearsal: Rehearsal) -> None:
     before = psutil.Process().children()
     for _ in range(3):
-        assert await rehearsal.death_of(play) is None
+        assert await rehearsal.play([play]) == LIVED
 
     async with db.reading() as connection:
-        assert (await connection.execute(text("SELECT count(*) FROM played"))).scalar_one() == 0
+        left = (await connection.execute(text("SELECT count(*) FROM played"))).scalar_one()
+        played = (await connection.execute(text("SELECT last_value FROM played_number_seq"))).scalar_one()
+    assert (left, played) == (0, 3)
     assert psutil.Process().children() == before
 
 
-async def test_an_error_is_no_death(rehearsal: Rehearsal) -> None:
+@pytest.mark.usefixtures("db")
+async def test_an_error_is_no_death_and_the_next_one_follows(rehearsal: Rehearsal) -> None:
     async def fail(connection: AsyncConnection) -> None:
         await connection.execute(text("SELECT 1 / 0"))
 
-    assert await rehearsal.death_of(fail) is None
+    assert await rehearsal.play([play, fail, play]) == Played(3, 2)
 
 
 DEATHS: dict[str, Callable[[], object]] = {
@@ -68,27 +76,27 @@ DEATHS: dict[str, Callable[[], object]] = {
 
 @pytest.mark.usefixtures("db")
 @pytest.mark.parametrize("death", DEATHS)
-async def test_a_death_is_told_by_its_name(death: str, rehearsal: Rehearsal) -> None:
+async def test_a_death_is_told_by_its_name_and_by_whose_it_was(death: str, rehearsal: Rehearsal) -> None:
     async def die(connection: AsyncConnection) -> None:
         await play(connection)
         DEATHS[death]()
 
-    assert await rehearsal.death_of(die) == death
+    assert await rehearsal.play([play, play, die, play]) == Played(3, 2, death)
 
 
 async def test_what_never_stops_computing_is_stopped_and_others_go_on_meanwhile(
     rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rehearsal_module, "COMPUTING_S", 0.5)
+    monkeypatch.setattr(rehearsal_module, "COMPUTING_S", 1.0)
 
     async def compute(_: AsyncConnection) -> None:
         while True:
             pass
 
     late = asyncio.create_task(lateness())
-    assert await rehearsal.death_of(compute) == "0.5 s of computing"
+    assert await rehearsal.play([compute]) == Played(1, 0, "1 s of computing")
     late.cancel()
-    assert await late < 0.25
+    assert await late < 0.5
 
 
 async def lateness() -> float:
@@ -103,38 +111,60 @@ async def lateness() -> float:
         return worst
 
 
-async def test_nothing_is_said_of_what_waits_for_ever(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_waits_for_ever_took_too_long(rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rehearsal_module, "LONGEST_S", 1)
 
-    assert await rehearsal.death_of(wait) is None
+    assert await rehearsal.play([wait]) == Played(1, 0, "1 s without an end", too_long=True)
 
 
 async def wait(_: AsyncConnection) -> None:
     await asyncio.Event().wait()
 
 
-async def test_nothing_is_said_where_the_database_is_away() -> None:
+async def test_nothing_is_begun_where_the_database_is_away() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
-    assert await Rehearsal(f"postgresql://nobody@127.0.0.1:{port}/none", "test").death_of(exits) is None
+    assert await Rehearsal(f"postgresql://nobody@127.0.0.1:{port}/none", "test").play([exits]) == Played()
 
 
 async def exits(_: AsyncConnection) -> None:
     os._exit(70)
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_nothing_is_said_when_somebody_stops_it(stop: signal.Signals, rehearsal: Rehearsal) -> None:
-    async def stopped(_: AsyncConnection) -> None:
-        os.kill(os.getpid(), stop)
+async def test_nothing_is_begun_where_no_child_can_be_had(
+    rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fork() -> int:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    assert await rehearsal.death_of(stopped) is None
+    monkeypatch.setattr(os, "fork", fork)
+    before = open_files()
+
+    assert await rehearsal.play([exits]) == Played()
+    assert open_files() == before
+
+
+def open_files() -> set[str]:
+    return {path.name for path in Path("/dev/fd").iterdir()}
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_nothing_is_said_when_somebody_stops_it(
+    stop: signal.Signals, rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rehearsal_module, "LONGEST_S", 2)
+
+    async def stopped(connection: AsyncConnection) -> None:
+        os.kill(os.getpid(), stop)
+        await wait(connection)  # a signal that was ignored would be found out by the time that this takes
+
+    assert await rehearsal.play([stopped]) == Played()
 
 
 async def test_whoever_gives_up_waiting_leaves_no_child(rehearsal: Rehearsal) -> None:
     before = psutil.Process().children()
-    waiting = asyncio.create_task(rehearsal.death_of(wait))
+    waiting = asyncio.create_task(rehearsal.play([wait]))
     await asyncio.sleep(0.2)
     assert psutil.Process().children() != before
     waiting.cancel()
@@ -147,27 +177,38 @@ async def test_whoever_gives_up_waiting_leaves_no_child(rehearsal: Rehearsal) ->
 async def test_a_child_holds_no_port_of_its_parent(rehearsal: Rehearsal) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    waiting = asyncio.create_task(rehearsal.death_of(wait))
-    await asyncio.sleep(0.2)
+    waiting = asyncio.create_task(rehearsal.play([wait]))
+    await asyncio.sleep(0)  # now there is a child
     listener.close()
 
-    socket.create_server(address).close()
+    async with asyncio.timeout(5):
+        while not is_free(address):
+            await asyncio.sleep(0.02)
+    assert not waiting.done()
     waiting.cancel()
     await asyncio.wait({waiting})
 
 
+def is_free(address: tuple[str, int]) -> bool:
+    try:
+        socket.create_server(address).close()
+    except OSError:
+        return False
+    return True
+
+
 def test_the_same_within_the_event_loop_that_services_run_in(rehearsal: Rehearsal, database_url: str) -> None:
-    async def both() -> tuple[str | None, str | None, int]:
+    async def both() -> tuple[Played, Played, int]:
         db = Database(database_url, "test-rehearsal", 1)
         await db.ping()
-        dies, lives = await rehearsal.death_of(exits), await rehearsal.death_of(nothing)
+        dies, lives = await rehearsal.play([exits]), await rehearsal.play([nothing])
         async with db.reading() as connection:
             answer: int = (await connection.execute(text("SELECT 1"))).scalar_one()
         await db.close()
         return dies, lives, answer
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        assert runner.run(both()) == ("exit status 70", None, 1)
+        assert runner.run(both()) == (Played(1, 0, "exit status 70"), LIVED, 1)
 
 
 async def nothing(_: AsyncConnection) -> None:
