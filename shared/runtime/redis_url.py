@@ -13,6 +13,13 @@ HIGHEST_PORT = 65535
 SERVER_PORT = 6379
 SENTINEL_PORT = 26379
 _SENTINEL_LOGIN = ("sentinel_username", "sentinel_password")
+# The driver lets what a URL says go before what its user says, and all that we do with Redis rests on these.
+OURS = frozenset(
+    {
+        *("client_name", "decode_responses", "encoding", "encoding_errors", "health_check_interval", "protocol"),
+        *("retry_on_error", "retry_on_timeout", "socket_connect_timeout", "socket_keepalive", "socket_timeout"),
+    }
+)
 
 Node = tuple[str, int]
 
@@ -26,7 +33,7 @@ class RedisUrl:
       the login is that of the servers; `?db=`, `?sentinel_username=` and `?sentinel_password=` where they are needed
     - `redis+cluster://[user:password@]host:port,host:port`, `rediss+cluster://…`: any nodes of the cluster
 
-    What else the driver knows may follow as a query, such as `?ssl_ca_certs=/etc/ca.pem`.
+    What else the driver knows may follow as a query, such as `?ssl_ca_certs=/etc/ca.pem`, but for `OURS`.
     """
 
     kind: Literal["server", "sentinel", "cluster"]
@@ -57,7 +64,9 @@ class RedisUrl:
 
 def parse(url: str) -> RedisUrl:
     """Take a URL apart; raises ValueError with a text that never contains the URL, which has a password in it."""
-    scheme, _, _ = url.partition("://")
+    scheme, _, rest = url.partition("://")
+    if ours := OURS.intersection(name for name, _ in parse_qsl(urlsplit(f"//{rest}").query)):
+        raise ValueError(f"must not set {', '.join(sorted(ours))}: how Redis is spoken to is not to be chosen")
     plain, _, kind = scheme.partition("+")
     if scheme == "unix" or (plain in {"redis", "rediss"} and not kind):
         _check(url)

@@ -41,6 +41,10 @@ def test_a_url_of_a_cluster_names_any_of_its_nodes() -> None:
         "redis+cluster://:hunter2@one:99999",
         "redis+cluster://:hunter2@one/3",
         "redis+other://:hunter2@one",
+        "redis://:hunter2@one?decode_responses=true",
+        "unix://:hunter2@/run/redis.sock?protocol=3",
+        "redis+sentinel://:hunter2@one/orders?socket_timeout=60",
+        "redis+cluster://:hunter2@one?db=0&retry_on_timeout=yes",
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused_without_being_shown(url: str) -> None:
@@ -49,3 +53,8 @@ def test_a_url_that_cannot_be_used_is_refused_without_being_shown(url: str) -> N
 
     assert "hunter2" not in str(refused.value)
     assert "hunter2" not in repr(parse("redis+cluster://:hunter2@one"))
+
+
+def test_what_is_not_to_be_chosen_is_named() -> None:
+    with pytest.raises(ValueError, match="must not set decode_responses, socket_timeout: "):
+        parse("redis://one/0?socket_timeout=60&ssl_ca_certs=/etc/ca.pem&decode_responses=true")
