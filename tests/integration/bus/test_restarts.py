@@ -9,8 +9,10 @@ from time import monotonic
 import pytest
 import structlog
 
+from shared.bus.clients import COMMAND_TIMEOUT_S
 from tests.integration.bus.conftest import event, world_over
 from tests.integration.bus.flowing import comes_to_rest, flowing, rebuilds
+from tests.support.proxy import Mode
 from tests.support.redis_server import RedisServer, address_of, redis_server
 from tests.support.servers import NewDatabase
 
@@ -83,6 +85,28 @@ async def test_a_reply_that_is_lost_costs_nothing_whichever_it_is(new_database: 
                 await flow.more(50)
                 await asyncio.wait_for(address.drop_reply(word).wait(), 10)
             await flow.resumes()
+
+
+@pytest.mark.parametrize("mode", [Mode.BLACKHOLE, Mode.DEAF])
+async def test_a_network_that_swallows_everything_is_given_up_and_costs_nothing(
+    new_database: NewDatabase, mode: Mode
+) -> None:
+    """Connections that were open then stay silent for ever; only who does not wait for them goes on."""
+    async with (
+        redis_server() as server,
+        address_of(server) as address,
+        world_over(await new_database(), address.url) as world,
+    ):
+        world.start(world.relay(batch=50))
+        world.start_service()
+        async with flowing(world) as flow:
+            await flow.more(50)
+            address.mode = mode
+            await asyncio.sleep(2 * COMMAND_TIMEOUT_S)
+            address.mode = Mode.OK
+
+            await flow.resumes()
+            await flow.more(50)
 
 
 @pytest.mark.slow

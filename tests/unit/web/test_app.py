@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from time import monotonic
 from typing import Annotated
 
 import pytest
@@ -9,8 +10,10 @@ import pytest_asyncio
 from fastapi import APIRouter, Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
 from pydantic import BaseModel, ConfigDict
+from typing_extensions import override
 
 from shared.runtime.settings import ServiceSettings
+from shared.runtime.supervision import Loop
 from shared.web import context
 from shared.web.app import create_app
 from shared.web.auth import Principal, SettingsKeys, require
@@ -292,6 +295,30 @@ async def test_a_draining_service_is_alive_but_not_ready(world: World) -> None:
 
     assert (await world.client.get("/health/ready")).status_code == 503
     assert (await world.client.get("/health/live")).status_code == 200
+
+
+async def test_a_service_whose_loop_makes_no_step_says_which_and_is_not_alive(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For long: a stall of a few seconds must not get anybody restarted."""
+    world.health.loops.append(Standing("consumer"))
+    monkeypatch.setattr("shared.runtime.supervision.monotonic", lambda: monotonic() + 20)
+    assert (await world.client.get("/health/live")).status_code == 200
+
+    monkeypatch.setattr("shared.runtime.supervision.monotonic", lambda: monotonic() + 40)
+    answers = [await world.client.get(f"/health{path}") for path in ("/live", "/ready", "")]
+
+    assert [answer.status_code for answer in answers] == [503, 503, 503]
+    assert answers[0].json()["stalled"] == ["consumer"]
+    assert answers[2].json()["checks"]["loops:stalled"][0]["output"] == "consumer"
+
+
+class Standing(Loop):
+    """Made no step since it was made."""
+
+    @override
+    async def run_once(self) -> int:
+        return 0
 
 
 async def test_however_many_ask_a_check_runs_once_and_a_silent_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,15 @@
 """Whatever happens at whichever moment of an order: it becomes final by itself, and everybody was told the truth."""
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 
 from shared.runtime.failpoints import EXIT_STATUS, POINTS, VARIABLE
+from tests.integration.checkout.conftest import until
 from tests.integration.checkout.crashes.stages import LEASE_S, Client, Stage, Theatre
+from tests.support.replicas import Replica
 
 DECLINED = "pm_card_visa_chargeDeclined"
 
@@ -79,6 +82,30 @@ async def test_a_process_that_stands_still_longer_than_its_lease_is_overtaken_an
         return await stage.complaints(quick)
 
     assert await play(story, MOMENTS) == {}
+
+
+async def test_a_process_that_is_told_to_stop_at_any_moment_answers_first(play: Play) -> None:
+    async def story(stage: Stage, moment: str) -> list[str]:
+        replica = stage.replica()
+        await replica.start(**{VARIABLE: moment % "hang:0.6"})
+
+        posting = asyncio.create_task(stage.post(replica, Client()))
+        await until(lambda: has_come_to(replica, "fail-point reached"))
+        replica.send(signal.SIGTERM)
+        statuses = await posting
+        ended = await replica.ended()
+        await replica.start()
+        await stage.come_to_rest()
+
+        told = [] if (statuses, ended) == ([201], 0) else [f"answered {statuses}, ended with {ended}"]
+        return told + await stage.complaints(replica)
+
+    assert await play(story, MOMENTS) == {}
+
+
+async def has_come_to(replica: Replica, words: str) -> bool:
+    await asyncio.sleep(0)
+    return words in replica.log.read_text()
 
 
 @pytest.mark.timeout(600)
