@@ -6,9 +6,11 @@ from contextlib import asynccontextmanager
 from time import monotonic
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 
 from shared.runtime.db import CLOSE_TIMEOUT_S, COMMAND_TIMEOUT_S, CONNECT_TIMEOUT_S
+from tests.integration.checkout.conftest import until
 from tests.integration.checkout.crashes.stages import Client, Stage, Theatre
 from tests.support.pgbouncer import direct
 from tests.support.proxy import Mode, Proxy, proxy_to
@@ -65,6 +67,34 @@ async def test_a_database_that_takes_no_more_connections_costs_an_honest_answer_
         return await stage.complaints(replica)
 
     assert await theatre.tell(story) == []
+
+
+async def test_a_process_that_comes_before_its_database_lives_and_waits_for_it(theatre: Theatre) -> None:
+    async def story(stage: Stage) -> list[str]:
+        async with through_a_proxy(stage) as (replica, proxy):
+            await replica.end()
+            await proxy.refuse()
+
+            replica.launch()
+            await until(lambda: is_alive(stage, replica))
+            not_yet = (await stage.http.get(f"{replica.url}/health/ready")).status_code
+            refused = await stage.post(replica, Client())
+            await proxy.accept()
+            await replica.ready()
+
+            assert (not_yet, refused) == (503, [503])
+            return await stage.complaints(replica)
+
+    assert await theatre.tell(story) == []
+
+
+async def is_alive(stage: Stage, replica: Replica) -> bool:
+    assert replica.process
+    assert replica.process.exitcode is None
+    try:
+        return (await stage.http.get(f"{replica.url}/health/live")).is_success
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.alone
