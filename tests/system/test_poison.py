@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.system, pytest.mark.alone, pytest.mark.timeout(300)]
 log = structlog.get_logger()
 
 RATE = 50  # orders a second
-COUNT = 600
-POISON = 400  # the number of the customer who kills; a plain kill comes long before
+COUNT = 400
+POISON = 250  # the number of the customer who kills; a plain kill comes long before
 BESIDES_S = 1.0  # what finding the culprit may take on a slow machine, when the process is back
 HANDLER = "async def receive(connection: AsyncConnection, events: Sequence[Event]) -> None:\n"
 KILLER = f"""    if any(event.data.customer.email == "customer{POISON}@example.com" for event in events):
