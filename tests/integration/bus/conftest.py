@@ -89,6 +89,7 @@ class World:
     handling: Handling
     deliverer: Deliverer
     gate: Gate
+    database_url: str
     running: list[tuple[Loop, asyncio.Task[None]]] = field(default_factory=list)
 
     async def append(self, *events: Envelope) -> None:
@@ -193,7 +194,7 @@ async def another_process(database_url: str, redis_url: str) -> AsyncIterator[Wo
     handling = Handling()
     handlers: dict[str, Handler] = {ORDER_COMPLETED: handling, ORDER_CANCELLED: handling}
     deliverer = Deliverer(db, handlers, Backoff(base_s=0.05, retries=3))
-    made = World(db, EventLog(), streams, redis, handling, deliverer, Gate(deliverer))
+    made = World(db, EventLog(), streams, redis, handling, deliverer, Gate(deliverer), database_url)
     try:
         yield made
     finally:

@@ -216,7 +216,7 @@ class Counted(Rehearsal):
 
 def rehearsed(world: World) -> Counted:
     """Let the world rehearse, as services do."""
-    rehearsal = Counted(world.db.engine.url.render_as_string(hide_password=False), "rehearsal")
+    rehearsal = Counted(world.database_url, "rehearsal")
     world.deliverer = Deliverer(
         world.db, {ORDER_COMPLETED: world.handling}, Backoff(base_s=0.05, retries=3), rehearsal=rehearsal
     )
