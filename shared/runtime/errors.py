@@ -104,6 +104,9 @@ def classify(error: BaseException) -> Action:
     """What to do about `error`; `UNKNOWN` for everything that is not in the tables above."""
     if isinstance(error, redis_errors.RedisError):
         return _classify_redis(error)
+    if isinstance(error, asyncpg.InternalClientError):
+        # The server said goodbye while nobody asked it anything, and the driver has not seen yet that it is gone.
+        return Action.RECONNECT
     if isinstance(error, DBAPIError | asyncpg.PostgresError | asyncpg.InterfaceError):
         return _classify_postgres(error)
     if isinstance(error, PoolTimeout):

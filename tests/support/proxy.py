@@ -96,6 +96,11 @@ class Proxy:
             with suppress(OSError):
                 link.far.write_eof()
 
+    def say(self, words: bytes) -> None:
+        """Let every client hear something that its server did not say."""
+        for link in list(self._links):
+            link.near.write(words)
+
     def drop_reply(self, match: bytes, *, once_seen: bytes = b"", nth: int = 1) -> asyncio.Event:
         """Lose the reply to the nth request that contains `match`; returns what is set when it is lost."""
         self._loss = Loss(match, once_seen, nth)

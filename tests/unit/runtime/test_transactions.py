@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
@@ -12,6 +13,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.runtime.db import Database
 from shared.runtime.driver import Direct
+from shared.runtime.errors import Action, classify
+from tests.support.pgbouncer import direct
+from tests.support.proxy import proxy_to
 
 Run = Callable[[AsyncConnection, str], Awaitable[object]]
 
@@ -131,3 +135,33 @@ async def test_a_cancelled_statement_leaves_nothing_to_the_next(db: Database, ru
     async with db.transaction() as connection:
         await ADD.fetch(connection, {"names": ["next"]})
     assert await names(db) == ["next"]
+
+
+# SQLSTATE 57P01 in the words of the protocol: https://www.postgresql.org/docs/current/protocol-message-formats.html
+GOODBYE_FIELDS = b"SFATAL\0VFATAL\0C57P01\0Mthe pooler was told to let go of everybody\0\0"
+GOODBYE = b"E" + (4 + len(GOODBYE_FIELDS)).to_bytes(4) + GOODBYE_FIELDS
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_goodbye_that_comes_while_nobody_asks_is_a_lost_connection(database_url: str, begun: bool) -> None:
+    """The driver has read it, but does not know yet that the connection is closed, and refuses the next question."""
+    address = urlsplit(direct(database_url))
+    async with proxy_to(address.hostname or "", address.port or 0) as proxy:
+        netloc = f"{address.username}:{address.password}@127.0.0.1:{proxy.port}"
+        db = Database(address._replace(netloc=netloc).geturl(), "test-transactions", 1)
+        await db.ping()
+        proxy.say(GOODBYE)
+        await asyncio.sleep(0.1)
+
+        with pytest.raises(Exception, match="another operation") as refused:
+            await (db.run(nothing) if begun else db.ping())
+        proxy.reset()
+        await asyncio.sleep(0.1)
+
+        assert classify(refused.value) is Action.RECONNECT
+        await db.ping()
+        await db.close()
+
+
+async def nothing(_: AsyncConnection) -> None:
+    pass
