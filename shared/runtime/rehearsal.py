@@ -73,7 +73,7 @@ class Rehearsal:
             os.close(writing)
         try:
             told = await _all_of(reading)
-        except BaseException:
+        except BaseException:  # whoever is cancelled must not wait for what may take as long as it likes
             os.kill(child, signal.SIGKILL)
             raise
         finally:
@@ -154,11 +154,11 @@ async def _all_of(reading: int) -> bytes:
 
 
 def _played(begun: int, ended: int, code: int) -> Played:
-    if code == 0:
-        return Played(begun, ended)
     if not begun or -code in _STOPPED:
         log.warning("a rehearsal was of no use", begun=begun, exit_status=code)
         return Played()
+    if code == 0:
+        return Played(begun, ended)
     if -code == signal.SIGALRM:
         return Played(begun, ended, f"{LONGEST_S} s without an end", too_long=True)
     if -code == signal.SIGVTALRM:

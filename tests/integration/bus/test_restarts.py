@@ -3,17 +3,18 @@
 import asyncio
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from time import monotonic
 
 import pytest
 import structlog
 
 from shared.bus.clients import COMMAND_TIMEOUT_S
-from tests.integration.bus.conftest import event, world_over
+from tests.integration.bus.conftest import World, event, world_over
 from tests.integration.bus.flowing import comes_to_rest, flowing, rebuilds
 from tests.support.proxy import Mode
-from tests.support.redis_server import RedisServer, address_of, redis_server
+from tests.support.redis_server import Address, RedisServer, address_of, redis_server
 from tests.support.servers import NewDatabase
 
 log = structlog.get_logger()
@@ -62,6 +63,19 @@ async def test_a_server_that_is_killed_costs_nothing_whatever_it(new_database: N
         assert (rebuilds() > before) == (spoil is the_tail or not durable)
 
 
+@asynccontextmanager
+async def behind_an_address(new_database: NewDatabase) -> AsyncIterator[tuple[World, Address]]:
+    """A world at work, and the address by which it reaches its server."""
+    async with (
+        redis_server() as server,
+        address_of(server) as address,
+        world_over(await new_database(), address.url) as world,
+    ):
+        world.start(world.relay(batch=50))
+        world.start_service()
+        yield world, address
+
+
 # A word that only this request has; every reply is lost once while events flow.
 REQUESTS = {
     "publishing": b"XADD",
@@ -73,18 +87,11 @@ REQUESTS = {
 
 
 async def test_a_reply_that_is_lost_costs_nothing_whichever_it_is(new_database: NewDatabase) -> None:
-    async with (
-        redis_server() as server,
-        address_of(server) as address,
-        world_over(await new_database(), address.url) as world,
-    ):
-        world.start(world.relay(batch=50))
-        world.start_service()
-        async with flowing(world) as flow:
-            for word in REQUESTS.values():
-                await flow.more(50)
-                await asyncio.wait_for(address.drop_reply(word).wait(), 10)
-            await flow.resumes()
+    async with behind_an_address(new_database) as (world, address), flowing(world) as flow:
+        for word in REQUESTS.values():
+            await flow.more(50)
+            await asyncio.wait_for(address.drop_reply(word).wait(), 10)
+        await flow.resumes()
 
 
 @pytest.mark.parametrize("mode", [Mode.BLACKHOLE, Mode.DEAF])
@@ -92,21 +99,14 @@ async def test_a_network_that_swallows_everything_is_given_up_and_costs_nothing(
     new_database: NewDatabase, mode: Mode
 ) -> None:
     """Connections that were open then stay silent for ever; only who does not wait for them goes on."""
-    async with (
-        redis_server() as server,
-        address_of(server) as address,
-        world_over(await new_database(), address.url) as world,
-    ):
-        world.start(world.relay(batch=50))
-        world.start_service()
-        async with flowing(world) as flow:
-            await flow.more(50)
-            address.mode = mode
-            await asyncio.sleep(2 * COMMAND_TIMEOUT_S)
-            address.mode = Mode.OK
+    async with behind_an_address(new_database) as (world, address), flowing(world) as flow:
+        await flow.more(50)
+        address.mode = mode
+        await asyncio.sleep(2 * COMMAND_TIMEOUT_S)
+        address.mode = Mode.OK
 
-            await flow.resumes()
-            await flow.more(50)
+        await flow.resumes()
+        await flow.more(50)
 
 
 @pytest.mark.slow

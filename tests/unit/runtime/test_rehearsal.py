@@ -17,6 +17,7 @@ import pytest_asyncio
 import uvloop
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
+from structlog.testing import capture_logs
 
 from shared.runtime import rehearsal as rehearsal_module
 from shared.runtime.db import Database
@@ -121,11 +122,13 @@ async def wait(_: AsyncConnection) -> None:
     await asyncio.Event().wait()
 
 
-async def test_nothing_is_begun_where_the_database_is_away() -> None:
+async def test_nothing_is_begun_where_the_database_is_away_and_somebody_hears_of_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
-    assert await Rehearsal(f"postgresql://nobody@127.0.0.1:{port}/none", "test").play([exits]) == Played()
+    with capture_logs() as logs:
+        assert await Rehearsal(f"postgresql://nobody@127.0.0.1:{port}/none", "test").play([exits]) == Played()
+    assert [entry["event"] for entry in logs] == ["a rehearsal was of no use"]
 
 
 async def exits(_: AsyncConnection) -> None:
