@@ -16,8 +16,11 @@ class _Randomness:
     """The kernel's random bytes, fetched in pages: a system call for each id was a fortieth of an order's cost."""
 
     def __init__(self) -> None:
-        self._page = b""
-        self._next = 0
+        self._forget()
+        os.register_at_fork(after_in_child=self._forget)  # parent and child must not give the same ids
+
+    def _forget(self) -> None:
+        self._page, self._next = b"", 0
 
     def take(self, count: int) -> bytes:
         if self._next + count > len(self._page):

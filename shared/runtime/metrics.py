@@ -52,6 +52,7 @@ HTTP_SECONDS = Histogram("orderstream_http_seconds", "Seconds from request to an
 
 # Loops
 LOOP_FAILURES = Counter("orderstream_loop_failures", "Steps of a background loop that failed", ("loop", "error"))
+DEATHS = Gauge("orderstream_process_deaths", "Processes that died before this one, since the keeper began")
 LOOP_LAG = Gauge("orderstream_event_loop_lag_seconds", "How late the event loop wakes a sleeper")
 
 # Admission

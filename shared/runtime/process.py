@@ -22,6 +22,7 @@ from typing_extensions import override
 from shared.runtime import failpoints, metrics, telemetry
 from shared.runtime.connection import Doorkeeper
 from shared.runtime.errors import ConfigurationError
+from shared.runtime.revival import REVIVABLE, Lockstep, survive
 from shared.runtime.settings import AnySettings, load, stop
 from shared.runtime.supervision import Loop, http_server, supervise
 
@@ -73,7 +74,10 @@ class Entry(Generic[AnySettings]):
         settings = load(self.settings)
         telemetry.configure(self.name, form=settings.log_format, level=settings.log_level)
         try:
-            uvloop.run(commands[words[0]](settings) if words else self._serve(settings))
+            if words:
+                uvloop.run(commands[words[0]](settings))
+            else:
+                self._serve(settings)
         except ConfigurationError as error:
             stop(str(error))  # one line that says what to do, no stack trace
 
@@ -91,17 +95,24 @@ class Entry(Generic[AnySettings]):
         url = settings.migrator_database_url or settings.database_url
         await revise(url.get_secret_value(), self.migrations)
 
-    async def _serve(self, settings: AnySettings) -> None:
+    def _serve(self, settings: AnySettings) -> None:
         listener = listen(settings.host, settings.port, f"{self.name.upper()}_PORT")
-        async with AsyncExitStack() as stack:
+        kept = REVIVABLE and settings.revivals > 0
+        died = survive(listener, settings.revivals) if kept else 0
+        metrics.DEATHS.set(died)
+        if not died:  # or the same point would kill the next one too
             failpoints.arm(failpoints.parse(os.environ.get(failpoints.VARIABLE, "")))
+        uvloop.run(self._live(settings, listener, [Lockstep()] if kept else []))
+
+    async def _live(self, settings: AnySettings, listener: socket.socket, loops: Sequence[Loop]) -> None:
+        async with AsyncExitStack() as stack:
             service = await self.build(settings, stack)
             gc.freeze()  # what exists now lives as long as the process: the collector need not look at it again
             log.info("serving", host=settings.host, port=settings.port)
             await supervise(
                 http_server(service.http, door=service.door),
                 listener,
-                [*service.loops, LagMeter()],
+                [*service.loops, *loops, LagMeter()],
                 service.foundations,
                 drain_s=settings.drain_s,
                 on_drain=service.on_drain,

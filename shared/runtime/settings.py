@@ -72,6 +72,12 @@ class ServiceSettings(DatabaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     docs_enabled: bool = Field(True, description="serve /docs, /openapi.json and /asyncapi.json")
     drain_s: float = Field(0.0, ge=0, le=60, description="seconds between answering not-ready and stopping")
+    revivals: int = Field(
+        3,
+        ge=0,
+        le=1000,
+        description="how often in a minute a process that dies is replaced at once; 0: it has no keeper",
+    )
 
     @field_validator("ops_keys", "api_keys", "trusted_hosts", mode="before")
     @classmethod

@@ -89,9 +89,6 @@ class Nemesis:
                 except NOT_NOW:
                     await asyncio.sleep(0.2)
 
-    def _process(self, name: str) -> psutil.Process:
-        return psutil.Process(self.platform.pids[name])
-
     async def _freeze(self, process: psutil.Process, for_s: float) -> None:
         self._frozen.add(process)
         process.suspend()
@@ -106,7 +103,7 @@ class Nemesis:
             process.resume()
 
     async def _few_files(self, fault: Fault) -> None:
-        process = self._process(fault.target)
+        process = self.platform.serving(fault.target)
         before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         self._files[process] = before
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (TOO_FEW_FILES, before[1]))
@@ -206,13 +203,16 @@ class Nemesis:
             await asyncio.sleep(SWIZZLE_STEP_S)
 
     async def _kill(self, fault: Fault) -> None:
-        self._process(fault.target).kill()
+        self.platform.kill(fault.target)
+
+    async def _crash(self, fault: Fault) -> None:
+        self.platform.serving(fault.target).send_signal(signal.SIGSEGV)
 
     async def _terminate(self, fault: Fault) -> None:
-        self._process(fault.target).send_signal(signal.SIGTERM)
+        self.platform.kill(fault.target, signal.SIGTERM)
 
     async def _freeze_process(self, fault: Fault) -> None:
-        await self._freeze(self._process(fault.target), fault.for_s)
+        await self._freeze(self.platform.serving(fault.target), fault.for_s)
 
     async def _restart_empty(self, _fault: Fault) -> None:
         self.redis.restart_empty()
@@ -230,6 +230,7 @@ LINK_KINDS = (
 )  # fmt: skip
 ACTIONS: Mapping[str, Action] = {
     "kill": Nemesis._kill,
+    "crash": Nemesis._crash,
     "freeze": Nemesis._freeze_process,
     "terminate": Nemesis._terminate,
     "few_files": Nemesis._few_files,

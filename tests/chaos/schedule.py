@@ -127,6 +127,7 @@ FAMILIES: Mapping[str, tuple[int, Mapping[str, Draw]]] = {
         6,
         {
             "kill": _one_of(PROCESSES),
+            "crash": _one_of(SERVICES),
             "freeze": _one_of(PROCESSES, 0.3, 9.0),
             "terminate": _one_of(SERVICES),
             "few_files": _one_of(SERVICES, 1.0, 4.0),

@@ -19,7 +19,7 @@ import psutil
 from deploy.local.demo import read_environment
 from deploy.local.ports import is_free
 from deploy.local.process import MARKER
-from deploy.local.settings import PORTS
+from deploy.local.settings import PORTS, SERVICES
 from tests.support.pgbouncer import direct
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +67,12 @@ class Platform:
     def kill(self, name: str, how: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to one of the processes; the launcher starts again what dies."""
         os.kill(self.pids[name], how)
+
+    def serving(self, name: str) -> psutil.Process:
+        """The process that does the work: of a service, its keeper's child."""
+        process = psutil.Process(self.pids[name])
+        children = process.children() if name in SERVICES else []
+        return children[0] if children else process
 
     def processes(self) -> list[psutil.Process]:
         """Whatever of ours is still alive, whether or not anybody remembers it."""

@@ -44,7 +44,10 @@ class Replica:
 
     def launch(self, **changes: str) -> None:
         """Start it; it may well die before it is ready."""
-        environment = {**self.environment, f"{self.service.upper()}_PORT": str(self.port), **changes}
+        prefix = self.service.upper()
+        # Without a keeper, or it would come back before anybody has looked at what its death left behind.
+        alone = {f"{prefix}_PORT": str(self.port), f"{prefix}_REVIVALS": "0"}
+        environment = {**self.environment, **alone, **changes}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["pytest", *PRELOADED, "uvicorn.protocols.http.httptools_impl"])
         self.process = context.Process(target=_serve, args=(self.service, environment, str(self.log)), daemon=True)

@@ -1,12 +1,13 @@
 """Identifiers sort by time, are what their RFC says, and nothing else passes for one."""
 
+import os
 import time
 from uuid import RFC_4122, UUID
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.runtime.identifiers import is_id, new_id, prefixed, uuid7, uuid7_of
+from shared.runtime.identifiers import is_id, new_id, prefixed, random_bytes, uuid7, uuid7_of
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 MILLISECONDS = st.integers(0, 2**48 - 1)
@@ -93,3 +94,17 @@ def test_an_id_is_refused_with_any_flaw() -> None:
         "ord_",
     ):
         assert not is_id("ord", flawed), flawed
+
+
+def test_a_forked_process_draws_bytes_of_its_own() -> None:
+    random_bytes(10)  # so that there is something left to share
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.write(writing, random_bytes(10))
+        os._exit(0)
+    os.wait()
+
+    assert os.read(reading, 10) != random_bytes(10)
+
+    os.close(reading)
+    os.close(writing)
