@@ -45,10 +45,11 @@ def holder(port: int) -> str:
     """Process id and command of whoever listens there, as far as we may see it."""
     found = [entry for entry in psutil.net_connections("tcp") if entry.laddr and entry.laddr.port == port]
     listening = [entry for entry in found if entry.status == psutil.CONN_LISTEN]
-    for entry in listening or found:
-        if entry.pid is not None:
-            with contextlib.suppress(psutil.Error):
-                return f"process {entry.pid} ({_command(entry.pid)})"
+    pids = {entry.pid for entry in listening or found if entry.pid is not None}
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid).ppid() not in pids:  # a server's children have the port too, and come back
+                return f"process {pid} ({_command(pid)})"
     return "another user's process"
 
 

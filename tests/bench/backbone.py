@@ -164,6 +164,7 @@ def _environment(backbone: Backbone, database_url: str) -> dict[str, str]:
         "DATABASE_URL": database_url,
         "REDIS_URL": backbone.redis_url,
         "CONSUMER_NAME": "bench",
+        "REVIVALS": "0",  # one process, whose processor time is what is measured
     }
     path = {"PYTHONPATH": str(ROOT), "PYTHONSAFEPATH": "1"}
     return {**os.environ, **path, **{f"{CONSUMER.upper()}_{name}": value for name, value in own.items()}}
