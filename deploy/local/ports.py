@@ -45,15 +45,20 @@ def holder(port: int) -> str:
     """Process id and command of whoever listens there, as far as we may see it."""
     found = [entry for entry in psutil.net_connections("tcp") if entry.laddr and entry.laddr.port == port]
     listening = [entry for entry in found if entry.status == psutil.CONN_LISTEN]
-    pids = {entry.pid for entry in listening or found if entry.pid is not None}
-    for pid in pids:
-        with contextlib.suppress(psutil.Error):
-            if psutil.Process(pid).ppid() not in pids:  # a server's children have the port too, and come back
-                return f"process {pid} ({_command(pid)})"
+    for entry in listening or found:
+        if entry.pid is not None:
+            with contextlib.suppress(psutil.Error):
+                process = _forebear(psutil.Process(entry.pid))
+                return f"process {process.pid} ({_command(process)})"
     return "another user's process"
 
 
-def _command(pid: int) -> str:
-    process = psutil.Process(pid)
+def _forebear(process: psutil.Process) -> psutil.Process:
+    """Of a process and those that it was forked from, the first: the others come back when they are stopped."""
+    parent = process.parent()
+    return _forebear(parent) if parent and parent.cmdline() == process.cmdline() else process
+
+
+def _command(process: psutil.Process) -> str:
     command = shlex.join(process.cmdline()) or process.name()
     return command if len(command) <= MAX_COMMAND else command[: MAX_COMMAND - 1] + "…"
