@@ -98,7 +98,8 @@ class Entry(Generic[AnySettings]):
     def _serve(self, settings: AnySettings) -> None:
         listener = listen(settings.host, settings.port, f"{self.name.upper()}_PORT")
         kept = REVIVABLE and settings.revivals > 0
-        died = survive(listener, settings.revivals) if kept else 0
+        died = survive(settings.revivals) if kept else 0
+        listener.listen(BACKLOG)  # again, if the one before has closed it in its orderly death
         metrics.DEATHS.set(died)
         if not died:  # or the same point would kill the next one too
             failpoints.arm(failpoints.parse(os.environ.get(failpoints.VARIABLE, "")))

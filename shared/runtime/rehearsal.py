@@ -18,6 +18,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from shared.runtime.db import Database
+from shared.runtime.kinship import die_with
 
 log = structlog.get_logger()
 
@@ -61,6 +62,7 @@ class Rehearsal:
 
     async def _play(self, works: Sequence[Work]) -> Played:
         reading, writing = os.pipe()
+        parent = os.getpid()
         try:
             child = os.fork()
         except OSError:
@@ -68,7 +70,7 @@ class Rehearsal:
             raise
         else:
             if not child:
-                self._act(works, writing)
+                self._act(works, writing, parent)
         finally:
             os.close(writing)
         try:
@@ -81,10 +83,11 @@ class Rehearsal:
             _, status = os.waitpid(child, 0)  # noqa: ASYNC222
         return _played(told.count(BEGUN), told.count(ENDED), os.waitstatus_to_exitcode(status))
 
-    def _act(self, works: Sequence[Work], writing: int) -> NoReturn:
+    def _act(self, works: Sequence[Work], writing: int, parent: int) -> NoReturn:
         """All that the child does. It never returns to the event loop that it was forked in."""
         status = 1
         try:
+            die_with(parent)  # and let go of what it has locked
             _let_go_of_inherited(writing)
             _limit()
             asyncio.Runner(loop_factory=asyncio.SelectorEventLoop).run(self._do(works, writing))

@@ -6,68 +6,66 @@ A new interpreter takes most of a second to import a service, and several times 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import os
+import resource
 import signal
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import NoReturn
 
 import structlog
 from typing_extensions import override
 
+from shared.runtime.kinship import die_with
 from shared.runtime.settings import EX_CONFIG
 from shared.runtime.supervision import Loop
 
-if TYPE_CHECKING:
-    import socket
-
 log = structlog.get_logger()
 
-REVIVABLE = sys.platform == "linux"  # elsewhere nobody would see to it that a service dies with its keeper
+REVIVABLE = Path("/proc/self/stat").exists()  # Linux: only there a service dies with its keeper
 PERIOD_S = 60.0
-_PR_SET_PDEATHSIG = 1
 _PASSED_ON = {signal.SIGTERM, signal.SIGINT}
 _AWAITED = {signal.SIGCHLD, *_PASSED_ON}
 
 
-def survive(listener: socket.socket, revivals: int) -> int:
+def survive(revivals: int) -> int:
     """Return in a child of this process, and again in another one whenever that dies; how many have died before.
 
-    Connections that come meanwhile wait in `listener`. The process that calls stays behind as the keeper. It passes
-    SIGTERM and SIGINT on. It ends with its child's exit status (a signal's is 128 more than its number) when that
-    has stopped in order or complains about its configuration, and when it dies after `revivals` deaths in a minute.
-    Whatever kills the keeper kills the child.
+    The process that calls stays behind as the keeper, with all that it has open. It passes SIGTERM and SIGINT on. It
+    ends as its child does when that has stopped in order, was told to, or complains about its configuration, and when
+    it dies after `revivals` deaths in a minute. Whatever kills the keeper kills the child.
     """
     keeper, deaths, died = os.getpid(), deque[float](maxlen=revivals), 0
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # whoever started us may have ignored it, and then nobody is told
     signal.pthread_sigmask(signal.SIG_BLOCK, _AWAITED)
     gc.freeze()  # so that the children's garbage collection touches, and thereby copies, nothing that they share
     while child := os.fork():
-        code, told = _outlive(child, listener)
+        code, told = _outlive(child)
         if told or code in {0, EX_CONFIG}:
-            sys.exit(code)
+            _end_like(code)
         now = time.monotonic()
         if len(deaths) == revivals and now - deaths[0] < PERIOD_S:
             log.error("died too often, the keeper ends with it", exit_status=code, deaths_before=revivals)
-            sys.exit(code)
+            _end_like(code)
         deaths.append(now)
         died += 1
         log.error("died, another one takes its place", exit_status=code)
-    _be_kept_by(keeper)
+    die_with(keeper)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
     return died
 
 
-def _outlive(child: int, listener: socket.socket) -> tuple[int, bool]:
-    """Wait for its end: its exit status, and whether somebody wanted it."""
+def _outlive(child: int) -> tuple[int, bool]:
+    """Wait for its end: its exit status, negative for a signal, and whether somebody wanted it."""
     told = False
     while True:
         # Signals are awaited, not handled: none can come just before a system call that would sleep through it.
         number = signal.sigwait(_AWAITED)
         if number != signal.SIGCHLD:
             told = True
-            listener.close()  # or the kernel goes on accepting for a service that does not
             os.kill(child, number)
         elif (code := _buried(child)) is not None:
             return code, told
@@ -80,22 +78,23 @@ def _buried(child: int) -> int | None:
         if not pid:
             return None
         if pid == child:
-            code = os.waitstatus_to_exitcode(status)
-            return code if code >= 0 else 128 - code
+            return os.waitstatus_to_exitcode(status)
 
 
-def _be_kept_by(keeper: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL.value, 0, 0, 0)
-    if os.getppid() != keeper:  # it died before the signal was asked for
-        os._exit(1)
-    os.setpgid(0, 0)  # Ctrl-C is for the keeper, which passes it on, and not for both
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+def _end_like(code: int) -> NoReturn:
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child has left its own
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _AWAITED)
+        os.kill(os.getpid(), -code)  # which the first process of a container survives
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 class Lockstep(Loop):
-    """Stands still while the keeper is stopped (SIGSTOP, Ctrl-Z): whoever stops a service means all of it."""
+    """Stands still while the keeper is stopped (SIGSTOP): whoever stops a service means all of it."""
 
-    interval_s = 0.02
+    interval_s = 0.05  # costs 0.4 % of a processor
 
     def __init__(self) -> None:
         """Look at the parent of this process."""

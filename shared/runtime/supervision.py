@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -20,8 +21,6 @@ from shared.runtime.connection import Connection, Doorkeeper
 from shared.runtime.errors import is_infrastructure
 
 if TYPE_CHECKING:
-    import socket
-
     from starlette.types import ASGIApp
 
 log = structlog.get_logger()
@@ -177,10 +176,22 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    @override
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        close_port(sockets or [])
+        await super().shutdown(sockets)
+
     def stop_listening(self) -> None:
         """What `serve` does in the end, unless it was cancelled or crashed."""
         for one in getattr(self, "servers", []):  # there are none before it has started
             one.close()
+
+
+def close_port(handles: Sequence[socket.socket]) -> None:
+    """Refuse new connections, although the keeper holds the port too: else they would wait for who comes after us."""
+    for one in handles:
+        with contextlib.suppress(OSError):  # one handle is enough, and another system may not allow it
+            one.shutdown(socket.SHUT_RDWR)
 
 
 def http_server(app: ASGIApp, protocol: type[Connection] = Connection, door: Doorkeeper | None = None) -> Server:
@@ -290,6 +301,7 @@ async def _serve_to_stop(server: Server, listener: socket.socket) -> None:
         try:
             await server.serve(sockets=handles)
         finally:
+            close_port(handles)
             server.stop_listening()
     if not server.should_exit:
         raise RuntimeError("the HTTP server ended by itself")

@@ -70,9 +70,7 @@ class Platform:
 
     def serving(self, name: str) -> psutil.Process:
         """The process that does the work: of a service, its keeper's child."""
-        process = psutil.Process(self.pids[name])
-        children = process.children() if name in SERVICES else []
-        return children[0] if children else process
+        return working(self.pids[name]) if name in SERVICES else psutil.Process(self.pids[name])
 
     def processes(self) -> list[psutil.Process]:
         """Whatever of ours is still alive, whether or not anybody remembers it."""
@@ -83,6 +81,12 @@ class Platform:
             return process.environ().get(MARKER) == str(self.run_dir)
         except (psutil.Error, OSError):
             return False
+
+
+def working(service: int) -> psutil.Process:
+    """Of a service that was started as `service`, the process that does the work."""
+    keeper = psutil.Process(service)
+    return next(iter(keeper.children()), keeper)
 
 
 def free_base() -> int:

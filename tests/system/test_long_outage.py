@@ -1,4 +1,8 @@
-"""One service is away for a million events: Redis stays small, and neither checkout nor the other services feel it."""
+"""One service is away for a million events: Redis stays small, and neither checkout nor the other services feel it.
+
+The million shares two cores with everything, so what checkout feels of the outage is measured against the same stream
+of events while email is there.
+"""
 
 import asyncio
 import signal
@@ -22,6 +26,7 @@ log = structlog.get_logger()
 EVENTS = 1_000_000
 PER_S = 3_000  # so fast come events of which email hears nothing; on two cores the other services can still follow
 ORDERS_PER_S = 40
+TOGETHER_S = 60
 WINDOW = 100_000
 AIM_PER_S = 10_000  # on a machine of its own: here everything else runs beside it, and mails are sent
 STREAM = "events:email:0"
@@ -52,6 +57,7 @@ class Watch:
 
 async def test_nobody_feels_that_email_is_away_for_a_million_events(shop: Platform) -> None:
     alone = await orders(shop, seconds=20)
+    together, _ = await asyncio.gather(orders(shop, seconds=TOGETHER_S), grow(shop, TOGETHER_S * PER_S))
     shop.kill("email", signal.SIGSTOP)
     growing = asyncio.create_task(grow(shop, EVENTS))
     beside, watch = await asyncio.gather(orders(shop, seconds=EVENTS / PER_S), watching(shop, growing))
@@ -63,14 +69,18 @@ async def test_nobody_feels_that_email_is_away_for_a_million_events(shop: Platfo
     full = [size for size, entries in zip(watch.memory, watch.entries, strict=True) if entries == WINDOW]
     log.info(
         "long outage",
-        p99_ms=(alone.percentile_ms(0.99), beside.percentile_ms(0.99)),
+        p99_ms={
+            "without the events": alone.percentile_ms(0.99),
+            "email there": together.percentile_ms(0.99),
+            "email away": beside.percentile_ms(0.99),
+        },
         memory_mb=(full[0] // 2**20, max(full) // 2**20),
         others_behind_at_most=max(watch.behind),
         caught_up_per_s=round(rate),
         aim_per_s=AIM_PER_S,
     )
     assert set(beside.statuses) == {201}
-    assert beside.percentile_ms(0.99) < 2 * alone.percentile_ms(0.99) + 100
+    assert beside.percentile_ms(0.99) < 1.5 * together.percentile_ms(0.99)
     assert max(watch.entries) == WINDOW
     assert max(full) < full[0] * 1.2
     assert max(watch.behind) < PER_S * 10, "the other services are more than ten seconds behind"

@@ -9,6 +9,7 @@ from time import monotonic
 import pytest
 import pytest_asyncio
 
+from shared.runtime import failpoints
 from tests.support.fleet import AT_REST_WITHIN_S, BEHIND, CLAIM_IDLE_S, Fleet, fleet
 from tests.support.platform import until
 from tests.support.servers import NewDatabase
@@ -52,6 +53,22 @@ async def test_a_killed_replica_takes_up_its_own_entries_when_it_is_back(ours: F
     took = await seconds_until_done(ours)
 
     assert took < SOON_S
+    assert await ours.violations("warehouse") == []
+
+
+async def test_a_replica_that_dies_is_forked_anew_and_takes_up_its_own_entries(ours: Fleet) -> None:
+    one = ours.replicas["one"]
+    await one.end()
+    await one.start(WAREHOUSE_REVIVALS="1", **{failpoints.VARIABLE: "K4=exit"})  # in its first life only
+
+    await ours.place_for(1.0)
+    took = await seconds_until_done(ours)
+    metrics = (await ours.http.get(f"{one.url}/metrics")).text
+    stopped = await one.end()
+
+    assert took < SOON_S
+    assert "orderstream_process_deaths 1.0\n" in metrics
+    assert stopped == 0
     assert await ours.violations("warehouse") == []
 
 
