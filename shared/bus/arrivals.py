@@ -21,6 +21,7 @@ from shared.runtime import metrics
 log = structlog.get_logger()
 
 SLICE = 100  # events: two milliseconds
+TWO_ORDERS = "subject and data name two different orders"
 STRANGER = "not written by the relay: its place in the stream is no position of the log"
 IMPOSTOR = "another event with this id came before: possible tampering"
 
@@ -91,6 +92,8 @@ class Sorter:
         except (ValidationError, RecursionError):
             return self._odd(arrival)
         if known.major != MAJOR or known.type not in self._types or arrival.position is None:
+            return self._odd(arrival)
+        if known.subject != known.data.order_id:  # events of one order wait for each other by what `subject` says
             return self._odd(arrival)
         event = Event(
             known.id, known.type, known.subject, known.orderversion, known.time, known.data, known.traceparent
@@ -166,11 +169,13 @@ def as_impostor(delivery: Delivery) -> Delivery:
 
 def _misfit(envelope: Envelope, arrival: Arrival) -> str:
     try:
-        EVENTS[envelope.type].model_validate(envelope.data)
+        data = EVENTS[envelope.type].model_validate(envelope.data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         return f"data does not fit {envelope.dataschema}: {place}: {first['msg']}"
+    if data.order_id != envelope.subject:
+        return TWO_ORDERS
     return STRANGER if arrival.position is None else f"data does not fit {envelope.dataschema}"
 
 

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import text
 
 from shared.bus import inspection
-from shared.bus.arrivals import IMPOSTOR, STRANGER, Arrival
+from shared.bus.arrivals import IMPOSTOR, STRANGER, TWO_ORDERS, Arrival
 from shared.bus.boards import epoch_of, settled_board
 from shared.bus.inspection import Selection
 from shared.bus.ledger import State
@@ -73,6 +73,7 @@ BAD: dict[str, Bad] = {
     "an amount that no bank knows": Bad(with_data(total=10**16), "data does not fit"),
     "no lines": Bad(with_data(lines=[]), "data does not fit"),
     "text for an amount": Bad(with_data(total="much"), "data does not fit"),
+    "a subject that is not its order": Bad(with_data(order_id="ord_another"), TWO_ORDERS),
     "the id of another event": Bad(json.loads(encode(FORGED)), IMPOSTOR),
     "written by hand, well made": Bad(valid(), STRANGER, ours=False),
     "written by hand, badly made": Bad(b"hello", "event: Invalid JSON", ours=False),
