@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shared.bus.boards import relay_board, settled_board
+from shared.runtime import metrics
 from tests.integration.bus.conftest import SERVICE, STREAM, World, event, until
 from tests.integration.bus.flowing import comes_to_rest, rebuilds
 
@@ -90,6 +91,7 @@ async def test_a_loss_while_the_service_is_down_costs_nothing(world: World, loss
     await world.append(*(event() for _ in range(50)))
     await relay.run_once()
     await world.streams.create_group(STREAM, SERVICE, 0)
+    before = rebuilds()
 
     await loss(world)
     world.start(relay)
@@ -97,6 +99,7 @@ async def test_a_loss_while_the_service_is_down_costs_nothing(world: World, loss
     await until(lambda: settled_up_to(world, 50))
 
     assert await world.effects() == (50, 50)
+    assert rebuilds() - before == (loss is not destroy_group)  # consumers make the group themselves
 
 
 async def test_a_redis_that_has_room_for_one_batch_only_brings_everything_batch_by_batch(world: World) -> None:
@@ -196,7 +199,7 @@ async def test_the_window_bounds_the_stream_while_the_service_is_down(world: Wor
 
 @pytest.mark.parametrize("nonsense", [10**12, -5, "abc", "9" * 30, ""])
 async def test_a_settled_report_that_cannot_be_true_is_refused(world: World, nonsense: int | str) -> None:
-    relay = world.relay()
+    relay, before = world.relay(), refused()
     await world.append(*(event() for _ in range(5)))
     await relay.run_once()
 
@@ -206,6 +209,12 @@ async def test_a_settled_report_that_cannot_be_true_is_refused(world: World, non
 
     assert await world.settled() == 0
     assert await world.redis.xlen(STREAM) == 5
+    assert refused() - before == (nonsense == 10**12)  # the others are no positions, as if nothing were reported
+
+
+def refused() -> float:
+    """How many reports the relays of this process have refused."""
+    return metrics.REFUSED_SETTLED.labels(SERVICE)._value.get()
 
 
 async def reading(world: World) -> bool:
