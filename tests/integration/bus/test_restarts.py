@@ -20,6 +20,7 @@ from tests.support.servers import NewDatabase
 log = structlog.get_logger()
 
 CUT_BYTES = 20_000
+BREAKS_AFTER_BYTES = 100_000  # a connection carries so much: a few batches of the relay, and half of one
 UNSETTLED = 10_000
 REDELIVERED_WITHIN_S = 60.0  # the aim is 30 s, on a machine that does nothing else
 
@@ -107,6 +108,21 @@ async def test_a_network_that_swallows_everything_is_given_up_and_costs_nothing(
 
         await flow.resumes()
         await flow.more(50)
+
+
+async def test_a_network_that_dawdles_and_breaks_off_in_the_middle_costs_nothing(new_database: NewDatabase) -> None:
+    """What lost packets look like to both ends of a connection."""
+    async with behind_an_address(new_database) as (world, address), flowing(world) as flow:
+        before = rebuilds()
+        address.latency_s, address.jitter_s, address.slice_bytes = 0.02, 0.05, 500
+        await flow.resumes()
+        await flow.more(100)
+        address.limit_bytes = BREAKS_AFTER_BYTES
+        await flow.more(500)
+        address.calm()
+
+        await flow.resumes()
+        assert rebuilds() == before
 
 
 @pytest.mark.slow
