@@ -47,6 +47,14 @@ class Flow:
         log.info("resumed", seconds=round(seconds, 1))
         return seconds
 
+    async def catches_up(self) -> float:
+        """Wait until whatever was appended up to now, and something after it, has its effect; returns the seconds."""
+        began, before = monotonic(), self.appended
+        await until(lambda: self._more_effects(before), RESUMED_WITHIN_S)
+        seconds = monotonic() - began
+        log.info("caught up", seconds=round(seconds, 1))
+        return seconds
+
     async def _reached(self, enough: int) -> bool:
         await asyncio.sleep(0)
         return self.appended >= enough

@@ -20,6 +20,7 @@ MOMENTS = {
     RELAY: ("R1=%s@3", "R2=%s@3", "R3=%s@3", "R4=%s@3", "C5/relay-email-0=%s@3"),
     SERVICE: ("K1=%s@2", "K2=%s@2", "C5/consumer-email-0=%s@2", "K4=%s@2", "K5=%s@2"),
 }
+WITH_THE_ROW = ("R1=%s@1", "R2=%s@1", "R3=%s@1")  # the first pass has something to announce, so it takes the row
 ALL = [(role, moment) for role, moments in MOMENTS.items() for moment in moments]
 OTHER = {RELAY: SERVICE, SERVICE: RELAY}
 HANG_S = 7.0  # longer than it takes to be overtaken
@@ -55,6 +56,18 @@ async def test_a_process_that_dies_at_any_moment_loses_and_doubles_nothing(play:
             await flow.resumes()
 
     await play(story, ALL)
+
+
+async def test_a_relay_that_dies_at_any_moment_is_not_missed_where_another_one_runs(play: Play) -> None:
+    async def story(stage: Stage, role: str, moment: str) -> None:
+        await stage.start(SERVICE)
+        await stage.start(role, "two")
+        fated = await stage.start(role, armed=moment % "exit")
+        async with flowing(stage.world) as flow:
+            assert await asyncio.wait_for(ended(fated), RESUMED_WITHIN_S) == EXIT_STATUS
+            await flow.catches_up()
+
+    await play(story, [(RELAY, moment) for moment in (*MOMENTS[RELAY], *WITH_THE_ROW)])
 
 
 async def test_a_connection_that_breaks_at_any_moment_loses_and_doubles_nothing(play: Play) -> None:
