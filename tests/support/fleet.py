@@ -57,10 +57,15 @@ class Fleet:
     replicas: dict[str, Replica] = field(default_factory=dict)
     orders: list[str] = field(default_factory=list)
 
-    async def start(self, service: str, *names: str, claim_idle_s: float = CLAIM_IDLE_S) -> list[Replica]:
-        """Start replicas with these names and wait until they are ready; a name that died comes back."""
+    async def start(
+        self, service: str, *names: str, claim_idle_s: float = CLAIM_IDLE_S, **changes: str
+    ) -> list[Replica]:
+        """Start replicas with these names and wait until they are ready; a name that died comes back.
+
+        `changes` of the environment are for this life only.
+        """
         made = [self.replicas.setdefault(name, self._replica(service, name, claim_idle_s)) for name in names]
-        await asyncio.gather(*(one.start() for one in made))
+        await asyncio.gather(*(one.start(**changes) for one in made))
         return made
 
     async def place(self, count: int) -> None:

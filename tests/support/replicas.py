@@ -68,6 +68,11 @@ class Replica:
             await asyncio.sleep(0.02)
         return self.process.exitcode
 
+    def reached(self, point: str) -> bool:
+        """Whether it, or who had its log before, has come to an armed fail-point."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return any("fail-point reached" in line and point in line for line in lines)
+
     def send(self, how: signal.Signals) -> None:
         assert self.process
         assert self.process.pid

@@ -9,7 +9,7 @@ from time import monotonic
 import pytest
 import pytest_asyncio
 
-from shared.runtime import failpoints
+from shared.runtime.failpoints import VARIABLE
 from tests.support.fleet import AT_REST_WITHIN_S, BEHIND, CLAIM_IDLE_S, Fleet, fleet
 from tests.support.platform import until
 from tests.support.servers import NewDatabase
@@ -17,6 +17,7 @@ from tests.support.servers import NewDatabase
 # The aims are 2 s for a restart under the same name and for an orderly stop, and the idle time and 5 s for a peer. A
 # machine that has other things to do may take much longer.
 SOON_S = 30.0
+MIDDLE_S = 1.0  # shorter than anybody may sleep in a transaction
 PARTITIONS = 8
 
 pytestmark = pytest.mark.timeout(600)
@@ -44,6 +45,33 @@ async def ours(harbour: Fleet) -> Fleet:
     return harbour
 
 
+# The first story, because a new service has every order of the others before it.
+@pytest.mark.parametrize(
+    ("service", "point"), [("warehouse", "K1"), ("warehouse", "K2"), ("warehouse", "K4"), ("email", "E3")]
+)
+async def test_a_replica_that_is_told_to_stop_in_the_middle_comes_to_an_end_first(
+    ours: Fleet, service: str, point: str
+) -> None:
+    name = f"{service}-stopping"
+    [replica] = await ours.start(service, name, **{VARIABLE: f"{point}=hang:{MIDDLE_S:g}@1"})
+    while not replica.reached(point):
+        await ours.place(1)
+        await asyncio.sleep(0.05)
+
+    stopped_at = monotonic()
+    status = await replica.end(signal.SIGTERM)
+    took = monotonic() - stopped_at
+
+    assert status == 0
+    assert took < SOON_S
+    assert name not in await ours.names(service)
+    assert await ours.value("email", "SELECT count(*) FROM messages WHERE status = 'sending'") == 0
+    await replica.start()  # email has no other one
+    await ours.come_to_rest(service)
+    assert await ours.violations(service) == []
+    await replica.end()
+
+
 async def test_a_killed_replica_takes_up_its_own_entries_when_it_is_back(ours: Fleet) -> None:
     one = ours.replicas["one"]
     await ours.put_to_sleep("warehouse", "one")
@@ -59,7 +87,7 @@ async def test_a_killed_replica_takes_up_its_own_entries_when_it_is_back(ours: F
 async def test_a_replica_that_dies_is_forked_anew_and_takes_up_its_own_entries(ours: Fleet) -> None:
     one = ours.replicas["one"]
     await one.end()
-    await one.start(WAREHOUSE_REVIVALS="1", **{failpoints.VARIABLE: "K4=exit"})  # in its first life only
+    await one.start(WAREHOUSE_REVIVALS="1", **{VARIABLE: "K4=exit"})  # in its first life only
 
     await ours.place_for(1.0)
     took = await seconds_until_done(ours)
