@@ -3,11 +3,12 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
+from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -58,7 +59,11 @@ class Fleet:
     orders: list[str] = field(default_factory=list)
 
     async def start(
-        self, service: str, *names: str, claim_idle_s: float = CLAIM_IDLE_S, **changes: str
+        self,
+        service: str,
+        *names: str,
+        claim_idle_s: float = CLAIM_IDLE_S,
+        changes: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Replica]:
         """Start replicas with these names and wait until they are ready; a name that died comes back.
 

@@ -214,7 +214,7 @@ async def test_a_settled_report_that_cannot_be_true_is_refused(world: World, non
 
 def refused() -> float:
     """How many reports the relays of this process have refused."""
-    return metrics.REFUSED_SETTLED.labels(SERVICE)._value.get()
+    return float(metrics.REFUSED_SETTLED.labels(SERVICE)._value.get())
 
 
 async def reading(world: World) -> bool:
