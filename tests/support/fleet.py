@@ -3,12 +3,11 @@
 import asyncio
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
-from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -24,6 +23,7 @@ from shared.bus.relays import Relays
 from shared.bus.streams import RedisStreams
 from shared.contracts.envelope import Envelope
 from shared.runtime.db import Database
+from shared.runtime.failpoints import VARIABLE
 from shared.runtime.migrations import upgrade
 from tests.support.orders import Order
 from tests.support.pgbouncer import direct
@@ -63,14 +63,15 @@ class Fleet:
         service: str,
         *names: str,
         claim_idle_s: float = CLAIM_IDLE_S,
-        changes: Mapping[str, str] = MappingProxyType({}),
+        clock_s: float = 0.0,
+        armed: str = "",
     ) -> list[Replica]:
         """Start replicas with these names and wait until they are ready; a name that died comes back.
 
-        `changes` of the environment are for this life only.
+        Their clocks are fast by `clock_s`; `armed` are their fail-points in this life.
         """
-        made = [self.replicas.setdefault(name, self._replica(service, name, claim_idle_s)) for name in names]
-        await asyncio.gather(*(one.start(**changes) for one in made))
+        made = [self.replicas.setdefault(name, self._replica(service, name, claim_idle_s, clock_s)) for name in names]
+        await asyncio.gather(*(one.start(**{VARIABLE: armed}) for one in made))
         return made
 
     async def place(self, count: int) -> None:
@@ -184,7 +185,7 @@ class Fleet:
         counted = await self.value("analytics", "SELECT coalesce(sum(orders), 0)::bigint FROM sales_minutes")
         return self.orders[:counted] + ["an order too many"] * (counted - len(self.orders))
 
-    def _replica(self, service: str, name: str, claim_idle_s: float) -> Replica:
+    def _replica(self, service: str, name: str, claim_idle_s: float, clock_s: float) -> Replica:
         settings = {
             "DATABASE_URL": self.databases[service],
             "REDIS_URL": self.redis_url,
@@ -196,7 +197,7 @@ class Fleet:
             "MAX_RATE": "1000",
         }
         environment = {f"{service.upper()}_{key}": value for key, value in settings.items()}
-        return Replica(environment, self.folder / f"{name}.log", self.http, service=service)
+        return Replica(environment, self.folder / f"{name}.log", self.http, service=service, clock_s=clock_s)
 
 
 @asynccontextmanager

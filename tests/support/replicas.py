@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.clocks import go_wrong
 from tests.support.servers import free_port
 
 READY_WITHIN_S = 60.0  # a machine with other things to do takes its time
@@ -32,6 +33,7 @@ class Replica:
     port: int = field(default_factory=free_port)
     process: ForkServerProcess | None = None
     service: str = "checkout"
+    clock_s: float = 0.0  # by which its clock is fast
 
     @property
     def url(self) -> str:
@@ -50,7 +52,8 @@ class Replica:
         environment = {**self.environment, **alone, **changes}
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["pytest", *PRELOADED, "uvicorn.protocols.http.httptools_impl"])
-        self.process = context.Process(target=_serve, args=(self.service, environment, str(self.log)), daemon=True)
+        arguments = (self.service, environment, self.clock_s, str(self.log))
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         self.process.start()
 
     async def ready(self) -> None:
@@ -96,13 +99,14 @@ class Replica:
             return False
 
 
-def _serve(service: str, environment: Mapping[str, str], log: str) -> None:
+def _serve(service: str, environment: Mapping[str, str], clock_s: float, log: str) -> None:
     """In the child: become the service."""
     os.environ.clear()
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    go_wrong(clock_s)
     module = f"services.{service}"
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

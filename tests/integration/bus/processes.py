@@ -13,6 +13,7 @@ from shared.runtime import failpoints
 from shared.runtime.supervision import Loop
 from tests.integration.bus.conftest import World, another_process, world_over
 from tests.integration.bus.flowing import Flow
+from tests.support.clocks import go_wrong
 from tests.support.redis_server import RedisServer, redis_server
 
 RELAY, SERVICE = "relay", "service"
@@ -29,11 +30,14 @@ class Stage:
     flow: Flow
     processes: list[ForkServerProcess] = field(default_factory=list)
 
-    async def start(self, role: str, name: str = "one", armed: str = "") -> ForkServerProcess:
-        """Start a relay, or the replica `name` of the service; `armed` are its fail-points."""
+    async def start(self, role: str, name: str = "one", armed: str = "", clock_s: float = 0.0) -> ForkServerProcess:
+        """Start a relay, or the replica `name` of the service.
+
+        `armed` are its fail-points, and its clock is fast by `clock_s`.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["pytest", "tests.integration.bus.processes"])
-        arguments = (role, name, armed, self.database_url, self.server.url, str(self.log))
+        arguments = (role, name, armed, clock_s, self.database_url, self.server.url, str(self.log))
         process = context.Process(target=_live, args=arguments, daemon=True)
         await asyncio.to_thread(process.start)  # the first one waits until everything is imported
         self.processes.append(process)
@@ -69,10 +73,11 @@ async def ended(process: ForkServerProcess) -> int:
     return process.exitcode
 
 
-def _live(role: str, name: str, armed: str, database_url: str, redis_url: str, log: str) -> None:
+def _live(role: str, name: str, armed: str, clock_s: float, database_url: str, redis_url: str, log: str) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    go_wrong(clock_s)
     asyncio.run(_run(role, name, armed, database_url, redis_url))
 
 

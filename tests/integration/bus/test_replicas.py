@@ -53,7 +53,7 @@ async def test_a_replica_that_is_told_to_stop_in_the_middle_comes_to_an_end_firs
     ours: Fleet, service: str, point: str
 ) -> None:
     name = f"{service}-stopping"
-    [replica] = await ours.start(service, name, changes={VARIABLE: f"{point}=hang:{MIDDLE_S:g}@1"})
+    [replica] = await ours.start(service, name, armed=f"{point}=hang:{MIDDLE_S:g}@1")
     while not replica.reached(point):
         await ours.place(1)
         await asyncio.sleep(0.05)
