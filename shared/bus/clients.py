@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 from redis.asyncio import Redis
@@ -48,6 +49,26 @@ class Client(Redis):
             # Not those that others use: they find out by themselves.
             await self.connection_pool.disconnect(inuse_connections=False)
             raise _elsewhere(error) from error
+
+
+class Sentinels(Sentinel):
+    """Those who know the master, asked by one connection at a time.
+
+    redis-py moves the one that answers to the front of its list. When two connections wait for the same one behind
+    another that is away, the second forgets that other one for ever.
+    """
+
+    def __init__(self, clients: Sequence[Redis]) -> None:
+        """Keep the clients, one for each Sentinel."""
+        super().__init__(())  # type: ignore[no-untyped-call]
+        self.sentinels = [*clients]
+        self._asking = asyncio.Lock()
+
+    @override
+    async def discover_master(self, service_name: str) -> tuple[str, int]:
+        async with self._asking:
+            found: tuple[str, int] = await super().discover_master(service_name)
+            return found
 
 
 class SentinelClient(Client):
@@ -192,14 +213,13 @@ def connect(url: str, client_name: str, *, timeout_s: float = COMMAND_TIMEOUT_S,
 
 
 def _by_sentinels(url: RedisUrl, options: dict[str, Any]) -> SentinelClient:
-    sentinel = Sentinel(())  # type: ignore[no-untyped-call]
     brief = {"socket_timeout": SENTINEL_TIMEOUT_S, "socket_connect_timeout": SENTINEL_TIMEOUT_S}
-    sentinel.sentinels = [Redis.from_url(url.sentinel(node), **(options | brief)) for node in url.nodes]
+    sentinels = Sentinels([Redis.from_url(url.sentinel(node), **(options | brief)) for node in url.nodes])
     server: dict[str, Any] = {**parse_url(url.server(url.nodes[0]))}
     for replaced in ("host", "port"):  # the Sentinels know better
         server.pop(replaced)
     encrypted = server.pop("connection_class", None) is SSLConnection
-    pool = SentinelConnectionPool(url.name, sentinel, ssl=encrypted, **(options | server))  # type: ignore[no-untyped-call]
+    pool = SentinelConnectionPool(url.name, sentinels, ssl=encrypted, **(options | server))  # type: ignore[no-untyped-call]
     return cast("SentinelClient", SentinelClient.from_pool(pool))
 
 

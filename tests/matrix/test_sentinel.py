@@ -1,5 +1,6 @@
 """Behind Sentinels: whoever is the master, events flow on."""
 
+import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -7,6 +8,7 @@ from functools import partial
 import pytest
 import pytest_asyncio
 
+from shared.bus.clients import Client, connect
 from tests.integration.bus.conftest import until
 from tests.matrix.conftest import RESUMED, Record, busy, catches_up
 from tests.support.servers import NewDatabase
@@ -15,6 +17,7 @@ from tests.support.topologies import Sentinels, Server, Topology
 # Seconds that are the Sentinels' own: 1 to notice, 30 in which they do nothing if the machine has just stood still,
 # and 20 after an election that none of them won.
 SWITCHED_WITHIN_S = 120.0
+CONNECTIONS = 20
 
 
 @pytest_asyncio.fixture
@@ -73,6 +76,26 @@ async def test_a_failover_while_events_flow_costs_nothing(
         await flow.more(300)
         record_property(RESUMED, await catches_up(world))
 
+    await until(sentinels.agree, SWITCHED_WITHIN_S)
+
+
+async def test_a_sentinel_that_was_away_is_asked_again_when_the_others_are(sentinels: Sentinels) -> None:
+    first, *others = sentinels.sentinels
+    client = connect(sentinels.url, "test")
+    assert isinstance(client, Client)
+
+    await first.stop()
+    await asyncio.gather(*(client.ping() for _ in range(CONNECTIONS)))  # so many ask for the master at the same time
+    await first.start()
+    for other in others:
+        await other.stop()
+    await client.connection_pool.disconnect()
+    try:
+        assert await client.ping()
+    finally:
+        for other in others:
+            await other.start()
+        await client.aclose()
     await until(sentinels.agree, SWITCHED_WITHIN_S)
 
 
