@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 
 from shared.runtime import failpoints
@@ -35,11 +35,9 @@ class Stage:
 
         `armed` are its fail-points, and its clock is fast by `clock_s`.
         """
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pytest", "tests.integration.bus.processes"])
         arguments = (role, name, armed, clock_s, self.database_url, self.server.url, str(self.log))
-        process = context.Process(target=_live, args=arguments, daemon=True)
-        await asyncio.to_thread(process.start)  # the first one waits until everything is imported
+        process = _context().Process(target=_live, args=arguments, daemon=True)
+        process.start()
         self.processes.append(process)
         return process
 
@@ -58,12 +56,25 @@ class Stage:
 @asynccontextmanager
 async def stage(database_url: str, log: Path) -> AsyncIterator[Stage]:
     """An empty world on a stream server of its own."""
+    # The first process waits until everything is imported. Whoever starts one also looks after those that have ended,
+    # so only this one is started in a thread: two that look at the same time take its exit status from each other.
+    await asyncio.to_thread(_context().Process(target=_nothing).start)
     async with redis_server() as server, world_over(database_url, server.url) as world:
         made = Stage(world, server, database_url, log, Flow(world))
         try:
             yield made
         finally:
             made.clear()
+
+
+def _context() -> ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pytest", "tests.integration.bus.processes"])
+    return context
+
+
+def _nothing() -> None:
+    """Enough to be there."""
 
 
 async def ended(process: ForkServerProcess) -> int:
