@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import pytest_asyncio
 
 from deploy.local import postgres
+from deploy.local.ports import is_free
 from tests.support.pgbouncer import PgBouncer
 
 NewDatabase = Callable[[], Awaitable[str]]
@@ -79,8 +79,11 @@ async def database_url(new_database: NewDatabase) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody listens on right now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens on, also not for a moment while a server that has it is started again.
+
+    So it is below those that the kernel gives to outgoing connections.
+    """
+    while True:
+        port = secrets.choice(range(10_000, 32_000))
+        if is_free(port):
+            return port

@@ -31,8 +31,6 @@ NODE_TIMEOUT_MS = 2000  # after so long without an answer a cluster calls a node
 DOWN_AFTER_MS = 1000  # and Sentinels a server
 MASTER = "orders"
 REDIS_62 = Path(sys.prefix, "redis-6.2")
-BUS_OFFSET = 10_000  # where a node of a cluster talks to the others
-HIGHEST_PORT = 65535
 
 
 def kind() -> str:
@@ -273,7 +271,7 @@ async def _cluster(make: str, folder: Path, started: list[Server]) -> Cluster:
     options = ("--save", "", "--repl-diskless-sync-delay", "0", "--cluster-enabled", "yes")
     timeout = ("--cluster-node-timeout", str(NODE_TIMEOUT_MS), "--cluster-replica-validity-factor", "0")
     servers = [
-        await _start(started, Server(make, folder / f"node-{number}", (*options, *timeout), _cluster_port()))
+        await _start(started, Server(make, folder / f"node-{number}", (*options, *timeout), free_port()))
         for number in range(6)
     ]
     made = Cluster(servers)
@@ -308,10 +306,3 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(READY_S):
         while not await condition():
             await asyncio.sleep(0.05)
-
-
-def _cluster_port() -> int:
-    while True:
-        port = free_port()
-        if port + BUS_OFFSET <= HIGHEST_PORT:
-            return port

@@ -4,7 +4,8 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.integration.sandboxes.programs import SECRET_KEY, Payments, Program, free_port
+from tests.integration.sandboxes.programs import SECRET_KEY, Payments, Program
+from tests.support.servers import free_port
 
 
 @asynccontextmanager

@@ -16,7 +16,8 @@ from shared.web.middleware import BODY_DEADLINE_S, Edge
 from tests.integration.checkout.conftest import API_KEY, Shop
 from tests.integration.checkout.process import checkout_process
 from tests.integration.checkout.raw_http import GET, ORDER, POST, PROBE, Answer, Client, clients
-from tests.integration.sandboxes.programs import Payments, Program, free_port
+from tests.integration.sandboxes.programs import Payments, Program
+from tests.support.servers import free_port
 
 
 class Hasty(Connection):

@@ -24,10 +24,10 @@ from tests.integration.checkout.test_authentication import challenged, decide
 from tests.integration.sandboxes.programs import (
     WEBHOOK_SECRET,
     Payments,
-    free_port,
     payments_program,
     running_payments,
 )
+from tests.support.servers import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

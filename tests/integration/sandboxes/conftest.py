@@ -11,10 +11,10 @@ from tests.integration.sandboxes.programs import (
     Mailbox,
     Payments,
     Program,
-    free_port,
     payments_program,
     running_payments,
 )
+from tests.support.servers import free_port
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -14,18 +13,13 @@ import httpx
 import stripe
 from stripe import EventService, PaymentIntentService, RefundService
 
+from tests.support.servers import free_port
+
 ROOT = Path(__file__).parents[3]
 SECRET_KEY = "sk_test_sandboxes"
 WEBHOOK_SECRET = "whsec_sandboxes"
 LEDGER = "ledger.jsonl"
 READY_WITHIN_SECONDS = 60.0  # a machine with other things to do takes its time to import
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass

@@ -13,10 +13,10 @@ import stripe
 from tests.integration.sandboxes.programs import (
     WEBHOOK_SECRET,
     Payments,
-    free_port,
     payments_program,
     running_payments,
 )
+from tests.support.servers import free_port
 
 
 @dataclass
