@@ -73,8 +73,7 @@ class Replica:
 
     def reached(self, point: str) -> bool:
         """Whether it, or who had its log before, has come to an armed fail-point."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return any("fail-point reached" in line and point in line for line in lines)
+        return reached(self.log, point)
 
     def send(self, how: signal.Signals) -> None:
         assert self.process
@@ -97,6 +96,12 @@ class Replica:
             return (await self.http.get(f"{self.url}/health/ready")).is_success
         except httpx.TransportError:
             return False
+
+
+def reached(log: Path, point: str) -> bool:
+    """Whether somebody who writes this log has come to an armed fail-point."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return any("fail-point reached" in line and point in line for line in lines)
 
 
 def _serve(service: str, environment: Mapping[str, str], clock_s: float, log: str) -> None:

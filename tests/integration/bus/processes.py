@@ -15,6 +15,7 @@ from tests.integration.bus.conftest import World, another_process, world_over
 from tests.integration.bus.flowing import Flow
 from tests.support.clocks import go_wrong
 from tests.support.redis_server import RedisServer, redis_server
+from tests.support.replicas import reached
 
 RELAY, SERVICE = "relay", "service"
 
@@ -43,8 +44,7 @@ class Stage:
 
     def reached(self, point: str) -> bool:
         """Whether some process has come to an armed point."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        return any("fail-point reached" in line and point in line for line in lines)
+        return reached(self.log, point)
 
     def clear(self) -> None:
         """Kill every process."""

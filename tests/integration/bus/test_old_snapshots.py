@@ -6,6 +6,7 @@ living one passes all of them.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from statistics import median
 from time import monotonic
 
 import asyncpg
@@ -47,8 +48,7 @@ async def test_the_dead_versions_of_minutes_leave_a_pass_below_50_ms(world: Worl
             assert await relay.run_once() == 1
             took.append(monotonic() - began)
 
-    # Each pass meets the same dead versions. What else it waits for on a busy machine is not what is asked here.
-    assert min(took) < PASS_S
+    assert median(took) < PASS_S
 
 
 @asynccontextmanager
